@@ -1,0 +1,1 @@
+"""3D representations: each module makes a `Representation` (see `base`)."""

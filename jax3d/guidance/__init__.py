@@ -1,0 +1,1 @@
+"""Ways of turning a critic into a gradient: each module makes a `Guidance` (see `base`)."""

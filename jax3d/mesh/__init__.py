@@ -1,0 +1,1 @@
+"""From a density field to a textured mesh on disk (host side)."""

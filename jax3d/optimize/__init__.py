@@ -1,0 +1,1 @@
+"""The optimisation of assets: one asset, many assets, checkpoints."""

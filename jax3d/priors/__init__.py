@@ -1,0 +1,1 @@
+"""2D critics: each module makes a `Prior` (see `base`)."""

@@ -1,0 +1,1 @@
+"""Renderers: from parameters and rays to pixels."""

@@ -1,0 +1,188 @@
+"""The structures that cross module borders.
+
+Letters, here and everywhere: A assets, v views, H and W pixels, n points, s samples along a ray.
+World space is right-handed with +z up; cameras follow OpenGL (look down -z, +y up); angles are
+radians. All structures are pytrees, so they can be vmapped, sharded and donated.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int, UInt
+
+Params = Any
+"""A pytree of arrays."""
+
+
+@struct.dataclass
+class Camera:
+    """Pinhole cameras, one per leading index, with their nominal orbit coordinates.
+
+    `azimuth`, `elevation` and `radius` are what the orbit asked for; `c2w` may carry jitter on
+    top of them. Critics and view-dependent prompts read the orbit, the renderer reads `c2w`.
+    """
+
+    c2w: Float[Array, "*v 4 4"]
+    """Camera-to-world, OpenGL axes."""
+    fovy: Float[Array, "*v"]
+    """Vertical field of view, radians."""
+    azimuth: Float[Array, "*v"]
+    """Radians; 0 looks at the object's front (from world +x), growing counter-clockwise."""
+    elevation: Float[Array, "*v"]
+    """Radians above the horizon."""
+    radius: Float[Array, "*v"]
+    """Distance from the orbit's centre, metres."""
+
+
+@struct.dataclass
+class Rays:
+    """Half-lines in world space; `directions` are of unit length."""
+
+    origins: Float[Array, "*n 3"]
+    directions: Float[Array, "*n 3"]
+
+
+@struct.dataclass
+class Look:
+    """How a representation is shown: the traced part of a render call.
+
+    `rgb = albedo * (ambient + (1 - ambient) * max(0, n . l))`; `ambient = 1` shows the bare
+    albedo and `textureless = 1` replaces the albedo by white (DreamFusion, section 3.1).
+    """
+
+    background: Float[Array, "*v 3"]
+    """Linear blend behind the object, [0, 1]."""
+    ambient: Float[Array, "*v"]
+    textureless: Float[Array, "*v"]
+    light: Float[Array, "*v 3"]
+    """Unit vector from the object towards the light, world space."""
+
+    @classmethod
+    def albedo(cls, background=(1.0, 1.0, 1.0)) -> "Look":
+        """Unlit colours over one background, the same for every view."""
+        return cls(
+            background=jnp.asarray(background, jnp.float32),
+            ambient=jnp.ones(()),
+            textureless=jnp.zeros(()),
+            light=jnp.array([0.0, 0.0, 1.0]),
+        )
+
+
+@struct.dataclass
+class Render:
+    """What a representation shows to `v` cameras."""
+
+    rgb: Float[Array, "*v H W 3"]
+    """Composited over the background, [0, 1]."""
+    alpha: Float[Array, "*v H W"]
+    """Opacity, [0, 1]."""
+    depth: Float[Array, "*v H W"]
+    """Expected distance along the ray, metres; meaningful where alpha is not small."""
+    normal: Float[Array, "*v H W 3"]
+    """Alpha-weighted world-space normals (length <= 1)."""
+    orient: Float[Array, "*v H W"]
+    """Orientation penalty sum_i w_i max(0, n_i . d)^2 (Ref-NeRF, eq. 11)."""
+    weights: Float[Array, "*v H W s"] | None = None
+    """Compositing weights of the fine samples, where the representation has such."""
+
+
+@struct.dataclass
+class Mesh:
+    """A triangle mesh with an optional texture. Host-side: leaves are NumPy arrays."""
+
+    vertices: Any
+    """[V, 3] float, metres, world axes (+z up)."""
+    faces: Any
+    """[F, 3] int, counter-clockwise seen from outside."""
+    colors: Any = None
+    """[V, 3] float sRGB in [0, 1], or None."""
+    uvs: Any = None
+    """[V, 2] float in [0, 1], origin at the lower left, or None."""
+    texture: Any = None
+    """[H, W, 3] float sRGB in [0, 1], first row at the top, or None."""
+
+
+@struct.dataclass
+class TextCond:
+    """A text as a critic sees it.
+
+    Leading axes are free: `[4]` for the side/front/back/overhead wordings of one prompt, `[v]`
+    after the views have chosen, `[A, 4]` in a sweep.
+    """
+
+    tokens: Float[Array, "*b L D"]
+    """Per-token embeddings; padding is zero."""
+    pooled: Float[Array, "*b P"] | None = None
+    """A second, pooled embedding for critics that ask for one (SDXL)."""
+
+
+@struct.dataclass
+class Condition:
+    """What guidance needs to know of one asset's prompt."""
+
+    text: TextCond
+    """`[4, ...]`: the prompt worded for side, front, back and overhead views, in this order."""
+    null: TextCond
+    """No leading axis: the unconditional (or negative) prompt."""
+
+
+@struct.dataclass
+class Ramp:
+    """A number that moves linearly from `start` to `end` between two steps, constant outside."""
+
+    start: Float[Array, "*A"]
+    end: Float[Array, "*A"]
+    begin: Float[Array, "*A"]
+    """Step at which the movement starts."""
+    steps: Float[Array, "*A"]
+    """Steps that the movement takes; 0 is a jump."""
+
+    @classmethod
+    def of(cls, start, end=None, begin=0, steps=0) -> "Ramp":
+        """A ramp from plain numbers; one number is a constant."""
+        end = start if end is None else end
+        return cls(*(jnp.asarray(x, jnp.float32) for x in (start, end, begin, steps)))
+
+    def at(self, step) -> Float[Array, "*A"]:
+        """The value at `step`."""
+        progress = jnp.clip((step - self.begin) / jnp.maximum(self.steps, 1e-6), 0.0, 1.0)
+        return self.start + progress * (self.end - self.start)
+
+
+@struct.dataclass
+class Knobs:
+    """Every number of one asset's optimisation that a sweep may vary without a recompile."""
+
+    seed: UInt[Array, "*A"]
+    lr: Ramp
+    """Multiplies the per-group learning rates of the config."""
+    guidance_scale: Ramp
+    t_min: Ramp
+    """Lower end of the timestep range, as a fraction of the schedule in [0, 1]."""
+    t_max: Ramp
+    lambda_sds: Ramp
+    lambda_opacity: Ramp
+    """Binary entropy of alpha: pushes every pixel to opaque or empty."""
+    lambda_sparsity: Ramp
+    """Mean of sqrt(alpha^2 + 0.01): pushes the object to be small."""
+    lambda_orient: Ramp
+    lambda_normal: Ramp
+    """Smoothness of rendered normals."""
+    lambda_tv: Ramp
+    """Total variation of the representation's grids."""
+    background: Float[Array, "*A 3"]
+
+
+@struct.dataclass
+class AssetState:
+    """All that changes while one asset is optimised; what a checkpoint holds."""
+
+    step: Int[Array, "*A"]
+    params: Params
+    opt_state: Any
+
+
+Key = jax.Array
+"""A PRNG key made by `jax.random.key`."""
