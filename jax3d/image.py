@@ -1,0 +1,103 @@
+"""Pictures on disk and on sheets (host side).
+
+Images are `[H, W, 3]` float in [0, 1]. Their values are sRGB everywhere in jax3d: fields, renders
+and critics all speak of colours as a screen shows them; only light is added up in linear values.
+"""
+
+import os
+import subprocess
+from pathlib import Path
+
+import imageio.v3 as iio
+import jax
+import numpy as np
+from imageio_ffmpeg import get_ffmpeg_exe
+from jaxtyping import Float, UInt8
+from skimage.transform import resize as _resample
+
+Host = np.ndarray | jax.Array
+"""Arrays that NumPy can read."""
+
+
+def to_uint8(rgb: Float[Host, "..."]) -> UInt8[np.ndarray, "..."]:
+    """Round [0, 1] to 0..255; values outside are clipped, NaN becomes 0."""
+    return np.round(np.clip(np.nan_to_num(np.asarray(rgb)), 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def read_image(path: str | os.PathLike) -> Float[np.ndarray, "H W 3"]:
+    """Read a PNG or JPEG as float in [0, 1]; transparency is laid over white."""
+    try:
+        rgba = iio.imread(path, plugin="pillow", mode="RGBA").astype(np.float32) / 255.0
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{path} is not an image that can be read ({error})") from error
+    return rgba[..., :3] * rgba[..., 3:] + (1.0 - rgba[..., 3:])
+
+
+def write_png(path: str | os.PathLike, rgb: Float[Host, "H W 3"]) -> None:
+    """Write with 8 bits a channel."""
+    iio.imwrite(path, to_uint8(rgb), extension=".png")
+
+
+def resize(rgb: Float[Host, "H W c"], size: tuple[int, int]) -> Float[np.ndarray, "h w c"]:
+    """Resample to `size` (height, width): bilinear, smoothed first where it shrinks."""
+    return _resample(np.asarray(rgb, np.float32), size, order=1, anti_aliasing=True)
+
+
+def srgb_to_linear(srgb: Float[Host, "*n"]) -> Float[np.ndarray, "*n"]:
+    """Light of a screen value, both in [0, 1] (IEC 61966-2-1)."""
+    srgb = np.asarray(srgb)
+    return np.where(
+        srgb <= 0.04045, srgb / 12.92, (np.maximum(srgb, 0) + 0.055) ** 2.4 / 1.055**2.4
+    )
+
+
+def linear_to_srgb(linear: Float[Host, "*n"]) -> Float[np.ndarray, "*n"]:
+    """Inverse of `srgb_to_linear`."""
+    linear = np.asarray(linear)
+    curve = 1.055 * np.maximum(linear, 0.0) ** (1 / 2.4) - 0.055
+    return np.where(linear <= 0.0031308, 12.92 * linear, curve)
+
+
+def contact_sheet(
+    images: Float[Host, "n H W 3"], columns: int, gap: int = 0, background: float = 1.0
+) -> Float[np.ndarray, "h w 3"]:
+    """Images in reading order on a grid; `gap` pixels of `background` lie between them."""
+    images = np.asarray(images)
+    count, height, width, _ = images.shape
+    rows = -(-count // columns)
+    sheet = np.full((rows, height + gap, columns, width + gap, 3), background, images.dtype)
+    for i, image in enumerate(images):
+        sheet[i // columns, :height, i % columns, :width] = image
+    sheet = sheet.reshape(rows * (height + gap), columns * (width + gap), 3)
+    return sheet[: sheet.shape[0] - gap, : sheet.shape[1] - gap]
+
+
+def row(images: Float[Host, "n H W 3"], gap: int = 0) -> Float[np.ndarray, "H w 3"]:
+    """Images side by side."""
+    return contact_sheet(images, len(images), gap)
+
+
+def write_video(path: str | os.PathLike, frames: Float[Host, "n H W 3"], fps: int = 24) -> None:
+    """Write `.mp4` (H.264, sides rounded up to even) or an endless `.gif`, by the suffix."""
+    frames = to_uint8(frames)
+    match Path(path).suffix.lower():
+        case ".gif":
+            iio.imwrite(path, frames, plugin="pillow", duration=1000 / fps, loop=0)
+        case ".mp4":
+            even = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
+            _write_mp4(path, np.pad(frames, even, mode="edge"), fps)
+        case suffix:
+            raise ValueError(f"{path}: no video format is known for '{suffix}'; use .mp4 or .gif")
+
+
+def _write_mp4(path, frames, fps):
+    """`yuv420p` and a leading index let every browser play the file while it loads."""
+    height, width = frames.shape[1:3]
+    source = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {fps} -i -"
+    target = "-c:v libx264 -crf 18 -pix_fmt yuv420p -movflags +faststart -loglevel error -y"
+    command = [get_ffmpeg_exe(), *source.split(), *target.split(), "-f", "mp4", str(path)]
+    done = subprocess.run(command, input=frames.tobytes(), capture_output=True, check=False)
+    if done.returncode:
+        raise OSError(f"{path} could not be written: {done.stderr.decode(errors='replace')}")
