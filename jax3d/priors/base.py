@@ -23,3 +23,5 @@ class Prior(NamedTuple):
     """abar_t of the variance-preserving process, descending from 1 to 0"""
     size: int
     """Side of the images that `encode` takes, pixels"""
+    views: int = 1
+    """Views that `denoise` looks at together: consecutive ones in its batch"""
