@@ -126,6 +126,8 @@ class Condition:
     """`[4, ...]`: the prompt worded for side, front, back and overhead views, in this order."""
     null: TextCond
     """No leading axis: the unconditional (or negative) prompt."""
+    plain: TextCond | None = None
+    """No leading axis: the prompt without view words; needed where words do not tell the view."""
 
 
 @struct.dataclass
@@ -182,6 +184,8 @@ class AssetState:
     step: Int[Array, "*A"]
     params: Params
     opt_state: Any
+    guidance: Params = None
+    """What the guidance trains beside the asset (VSD's LoRA); None for most."""
 
 
 Key = jax.Array

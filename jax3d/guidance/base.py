@@ -8,5 +8,7 @@ class Guidance(NamedTuple):
     """A scalar whose gradient in the rendered image is the update that the critic asks for."""
 
     loss: Callable[..., Any]
-    """`loss(prior_params, key, step, Render, Camera, Condition, Knobs) -> (scalar, metrics)`;
-    `metrics` is a dict of scalars, among them `residual_norm`"""
+    """`loss(prior_params, key, step, Render, Camera, Condition, Knobs, own=None) ->
+    (scalar, metrics)`; `metrics` is a dict of scalars, among them `residual_norm`"""
+    init: Callable[..., Any] | None = None
+    """`init(key) -> own`, the weights that the guidance itself trains beside the asset, if any"""

@@ -1,0 +1,147 @@
+"""What every form of score distillation shares.
+
+Letters: v views, z the critic's pixels or latents, t timesteps, abar the critic's noise schedule
+(alpha^2 = abar, sigma^2 = 1 - abar), s the guidance scale.
+
+A critic never enters the gradient: a guidance computes a residual r in z from stopped values and
+returns sum(stop_gradient(w r) * z) / v, whose gradient in z is w r / v (DreamFusion,
+arXiv:2209.14988, eq. 3). The value of that loss says nothing; `residual_norm` does.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jax3d.diffusion import q_sample
+from jax3d.priors.base import Prior
+from jax3d.prompts import hard_weights, select, soft_weights
+from jax3d.types import Camera, Condition, Key, Knobs, Params, TextCond
+
+Weighting = Literal["sds", "uniform", "fantasia3d"]
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """How a critic is asked."""
+
+    weighting: Weighting = "sds"
+    """w(t): "sds" 1 - abar, "uniform" 1, "fantasia3d" sqrt(abar) (1 - abar)."""
+    view_words: Literal["none", "hard", "soft"] = "hard"
+    """How the camera chooses among the prompt's wordings; "none" takes the plain prompt."""
+    use_camera: bool = True
+    """Tell the critic the exact camera."""
+    shared_t: bool = False
+    """One timestep for all views; multi-view critics need it."""
+    shared_noise: bool = False
+    """One noise image for all views."""
+
+
+class Noised(NamedTuple):
+    """One draw of what the critic looks at; nothing in it carries a gradient."""
+
+    t: Int[Array, " v"]
+    noise: Float[Array, "v h w c"]
+    z_t: Float[Array, "v h w c"]
+
+
+def encode(
+    prior: Prior, prior_params: Params, key: Key, rgb: Float[Array, "v H W 3"]
+) -> Float[Array, "v h w c"]:
+    """z of images of any size, resized to what the critic takes."""
+    shape = (len(rgb), prior.size, prior.size, 3)
+    return prior.encode(prior_params, key, jax.image.resize(rgb, shape, "linear"))
+
+
+def draw_t(key: Key, step, knobs: Knobs, timesteps: int, shape: tuple[int, ...] = ()) -> Array:
+    """Uniform in floor(T t_min) .. floor(T t_max), both included."""
+    # The small shift undoes float32 rounding below a whole number.
+    low, high = (
+        jnp.floor(jnp.clip(end.at(step), 0, 1) * timesteps + 1e-3).astype(jnp.int32)
+        for end in (knobs.t_min, knobs.t_max)
+    )
+    high = jnp.minimum(high, timesteps - 1)
+    return jax.random.randint(key, shape, jnp.minimum(low, high), high + 1)
+
+
+def draw(
+    prior: Prior, key: Key, step, z: Float[Array, "v h w c"], knobs: Knobs, config: ScoreConfig
+) -> Noised:
+    """Noise z at random timesteps of the range that the knobs ask for."""
+    t_key, noise_key = jax.random.split(key)
+    shape = () if config.shared_t else (len(z),)
+    t = draw_t(t_key, step, knobs, len(prior.alphas_cumprod), shape)
+    noise = jax.random.normal(noise_key, z.shape[1:] if config.shared_noise else z.shape, z.dtype)
+    return renoise(prior, z, jnp.broadcast_to(t, z.shape[:1]), jnp.broadcast_to(noise, z.shape))
+
+
+def renoise(prior: Prior, z: Array, t: Array, noise: Array) -> Noised:
+    """Noise z at given timesteps."""
+    return Noised(t, noise, q_sample(prior.alphas_cumprod, lax.stop_gradient(z), t, noise))
+
+
+def view_texts(cond: Condition, camera: Camera, config: ScoreConfig) -> tuple[TextCond, TextCond]:
+    """The prompt as each view is asked by, and the null text once a view: `([v], [v])`."""
+    views = camera.azimuth.shape
+    match config.view_words:
+        case "hard":
+            text = select(cond.text, hard_weights(camera))
+        case "soft":
+            text = select(cond.text, soft_weights(camera))
+        case "none":
+            if cond.plain is None:
+                raise ValueError("view_words='none' asks by the plain prompt: set Condition.plain")
+            text = _repeat(cond.plain, views)
+    return text, _repeat(cond.null, views)
+
+
+def _repeat(text: TextCond, views: tuple[int, ...]) -> TextCond:
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, views + x.shape), text)
+
+
+def ask(
+    prior: Prior,
+    prior_params: Params,
+    z_t: Float[Array, "v h w c"],
+    t: Int[Array, " v"],
+    texts: tuple[TextCond, ...],
+    camera: Camera,
+    config: ScoreConfig,
+) -> list[Float[Array, "v h w c"]]:
+    """The noise estimates under several texts `[v]`, in one batch of the critic."""
+    told = camera if config.use_camera else None
+
+    def batch(x):
+        return jnp.concatenate([x] * len(texts))
+
+    text = jax.tree.map(lambda *x: jnp.concatenate(x), *texts)
+    eps = prior.denoise(prior_params, batch(z_t), batch(t), text, jax.tree.map(batch, told))
+    return jnp.split(lax.stop_gradient(eps), len(texts))
+
+
+def weight(
+    alphas_cumprod: Float[Array, " T"], t: Int[Array, " v"], weighting: Weighting
+) -> Float[Array, "v 1 1 1"]:
+    """w(t)."""
+    abar = alphas_cumprod[t][:, None, None, None]
+    match weighting:
+        case "sds":
+            return 1 - abar
+        case "uniform":
+            return jnp.ones_like(abar)
+        case "fantasia3d":
+            return jnp.sqrt(abar) * (1 - abar)
+
+
+def distil(
+    z: Float[Array, "v h w c"], residual: Float[Array, "v h w c"], weight: Float[Array, "v 1 1 1"]
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The scalar whose gradient in z is `weight * residual / v`, and its metrics."""
+    gradient = lax.stop_gradient(weight * residual) / len(z)
+    return jnp.sum(gradient * z), {
+        "residual_norm": jnp.sqrt(jnp.mean(lax.stop_gradient(residual) ** 2)),
+        "z_grad_norm": jnp.sqrt(jnp.sum(gradient**2)),
+    }

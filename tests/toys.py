@@ -1,0 +1,54 @@
+"""Small stand-ins for the parts of an optimisation."""
+
+import jax
+import jax.numpy as jnp
+
+from jax3d.fields.base import Representation, no_adapt
+from jax3d.types import Condition, Render, TextCond
+
+
+def pages(count: int, size: int) -> Representation:
+    """One picture for each of `count` sectors of azimuth, seen by whoever stands there.
+
+    Its parameters are `{"rgb": [count, size, size, 3], "alpha": [count, size, size]}`.
+    """
+
+    def init(key):
+        rgb_key, alpha_key = jax.random.split(key)
+        return {
+            "rgb": 0.5 + 0.1 * jax.random.normal(rgb_key, (count, size, size, 3)),
+            "alpha": 0.5 + 0.1 * jax.random.normal(alpha_key, (count, size, size)),
+        }
+
+    def render(params, key, camera, look, size):
+        del key
+        sector = jnp.round(camera.azimuth / (2 * jnp.pi) * count).astype(int) % count
+        rgb, alpha = (params[name][sector] for name in ("rgb", "alpha"))
+        shape = (*rgb.shape[:1], *size)
+        rgb = jax.image.resize(rgb, (*shape, 3), "linear")
+        alpha = jax.image.resize(alpha, shape, "linear")
+        background = jnp.broadcast_to(look.background, (*rgb.shape[:1], 3))[:, None, None]
+        return Render(
+            rgb=rgb * alpha[..., None] + (1 - alpha[..., None]) * background,
+            alpha=alpha,
+            depth=alpha,
+            normal=rgb,
+            orient=alpha**2,
+        )
+
+    def density(params, x):
+        return jnp.full(x.shape[:-1], params["alpha"].mean())
+
+    def color(params, x):
+        return jnp.broadcast_to(params["rgb"].mean((0, 1, 2)), x.shape)
+
+    def tv(params):
+        return jnp.mean(jnp.diff(params["rgb"], axis=1) ** 2)
+
+    return Representation(init, render, density, color, no_adapt, tv, bound=1.0)
+
+
+def no_condition(dim: int = 1) -> Condition:
+    """The condition of critics that read no text."""
+    tokens = jnp.zeros((4, 1, dim))
+    return Condition(TextCond(tokens), TextCond(tokens[0]), TextCond(tokens[0]))
