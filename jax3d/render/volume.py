@@ -1,0 +1,187 @@
+"""Volume rendering of a field of density and colour, by quadrature along rays.
+
+With optical depth tau_i = sigma_i delta_i and c_i = sum_{j<i} tau_j, a sample's weight is
+w_i = exp(-c_i) (1 - exp(-tau_i)) and the opacity of the ray 1 - exp(-sum tau) (Max 1995; NeRF,
+eq. 3). Everything stays in log space until the last step, so neither empty nor saturated rays
+lose their gradient to a NaN.
+
+A field is a function `field(params, x[m, 3]) -> Samples` of points in world space.
+Letters: v views, n rays, s samples along a ray, m points.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jax3d import stepfun
+from jax3d.render import shading
+from jax3d.types import Key, Look, Params, Rays, Render
+
+
+class Samples(NamedTuple):
+    """What a field says of points."""
+
+    sigma: Float[Array, " m"]
+    """Density, 1/metre, >= 0."""
+    rgb: Float[Array, "m 3"]
+    """Albedo, [0, 1]."""
+    normal: Float[Array, "m 3"] | None = None
+    """Outward unit normals, or None if the field has none: then nothing is lit."""
+
+
+@dataclass(frozen=True)
+class VolumeConfig:
+    """How rays are sampled."""
+
+    shape: Literal["sphere", "box"] = "sphere"
+    """What bounds the field: a ball of radius `bound` or a cube of half side `bound`."""
+    bound: float = 1.0
+    """Metres."""
+    coarse: int = 0
+    """Bins of the histogram that places the samples; 0 places them evenly."""
+    samples: int = 64
+    """Samples per ray."""
+    tile: int = 16384
+    """Rays at a time: bounds the memory of large images."""
+    weights: bool = False
+    """Return the compositing weights."""
+
+
+def near_far(rays: Rays, cfg: VolumeConfig) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    """Where flat rays enter and leave the bounding shape, metres; equal where they miss it."""
+    o, d = rays.origins, rays.directions
+    if cfg.shape == "sphere":
+        middle = -jnp.sum(o * d, axis=-1)
+        squared = cfg.bound**2 - jnp.sum((o + middle[:, None] * d) ** 2, axis=-1)
+        hit = squared > 0
+        half = jnp.where(hit, jnp.sqrt(jnp.where(hit, squared, 1.0)), 0.0)
+        near, far = middle - half, middle + half
+    else:
+        d = jnp.where(jnp.abs(d) < 1e-9, 1e-9, d)
+        first, second = (-cfg.bound - o) / d, (cfg.bound - o) / d
+        near = jnp.max(jnp.minimum(first, second), axis=-1)
+        far = jnp.min(jnp.maximum(first, second), axis=-1)
+    near = jnp.maximum(near, 0.0)
+    return near, jnp.maximum(far, near)
+
+
+def weights(
+    sigma: Float[Array, "n s"], edges: Float[Array, "n e"]
+) -> tuple[Float[Array, "n s"], Float[Array, " n"]]:
+    """Compositing weights of the samples and the opacity of the rays."""
+    tau = sigma * jnp.diff(edges, axis=-1)
+    total = jnp.cumsum(tau, axis=-1)
+    before = jnp.pad(total[:, :-1], ((0, 0), (1, 0)))
+    return jnp.exp(-before) * -jnp.expm1(-tau), -jnp.expm1(-total[:, -1])
+
+
+def composite(
+    samples: Samples,
+    edges: Float[Array, "n e"],
+    t: Float[Array, "n s"],
+    rays: Rays,
+    look: Look,
+    cfg: VolumeConfig,
+) -> dict[str, Array | None]:
+    """Blend the samples of flat rays; `look` has one entry per ray. Returns `Render`'s fields."""
+    n, s = t.shape
+    w, alpha = weights(samples.sigma.reshape(n, s), edges)
+    rgb = samples.rgb.reshape(n, s, 3)
+    normal, orient = jnp.zeros((n, 3), rgb.dtype), jnp.zeros((n,), rgb.dtype)
+    if samples.normal is not None:
+        normals = samples.normal.reshape(n, s, 3)
+        rgb = shading.shade(rgb, normals, look)
+        normal = jnp.einsum("ns,nsi->ni", w, normals)
+        # The weights are held still, or the object would shrink to please this term
+        # (DreamFusion, appendix A.2).
+        away = jnp.maximum(jnp.einsum("nsi,ni->ns", normals, rays.directions), 0.0)
+        orient = jnp.sum(jax.lax.stop_gradient(w) * away**2, axis=-1)
+    color = jnp.einsum("ns,nsi->ni", w, rgb)
+    return {
+        "rgb": color + (1 - alpha)[:, None] * look.background,
+        "alpha": alpha,
+        "depth": jnp.sum(w * t, axis=-1) / jnp.maximum(alpha, 1e-6),
+        "normal": normal,
+        "orient": orient,
+        "weights": w if cfg.weights else None,
+    }
+
+
+def render_reference(
+    field: Callable[[Params, Any], Samples],
+    params: Params,
+    rays: Rays,
+    look: Look,
+    cfg: VolumeConfig,
+    key: Key | None = None,
+    proposal: Callable[[Any], Any] | None = None,
+    backdrop: Float[Array, "*v h w 3"] | None = None,
+) -> Render:
+    """Render rays `[v, H, W]` by plain autodiff, every sample in memory at once.
+
+    `look` holds one entry or `v`; `backdrop` replaces its background by one colour a pixel.
+    `key=None` puts the samples at the centres of their intervals. `proposal(x[m, 3]) ->
+    sigma[m]` gives the density that places the samples, by default the field's own; no gradient
+    flows through the places.
+    """
+    density = proposal or (lambda x: field(params, x).sigma)
+
+    def march(rays, look, u):
+        edges, t = place(density, rays, u, cfg)
+        x = rays.origins[:, None] + t[..., None] * rays.directions[:, None]
+        return composite(field(params, x.reshape(-1, 3)), edges, t, rays, look, cfg)
+
+    return tiled(march, rays, shading.per_ray(look, rays, backdrop), cfg, key)
+
+
+def place(
+    density: Callable[[Any], Any], rays: Rays, u: Float[Array, " n"], cfg: VolumeConfig
+) -> tuple[Float[Array, "n e"], Float[Array, "n s"]]:
+    """Edges of the sampling intervals of flat rays, and the sample in each, metres."""
+    near, far = near_far(rays, cfg)
+    if cfg.coarse == 0:
+        edges = stepfun.even_edges(near, far, cfg.samples)
+        return edges, stepfun.points(edges, u)
+    bins = stepfun.even_edges(near, far, cfg.coarse)
+    t = stepfun.points(bins, u)
+    x = rays.origins[:, None] + t[..., None] * rays.directions[:, None]
+    sigma = jax.lax.stop_gradient(density(x.reshape(-1, 3))).reshape(t.shape)
+    histogram, _ = weights(sigma, bins)
+    # A surface near the border of a bin may lie in its neighbour (mip-NeRF, section 3.1).
+    padded = jnp.pad(histogram, ((0, 0), (1, 1)))
+    histogram = jnp.maximum(jnp.maximum(padded[:, :-2], padded[:, 2:]), histogram)
+    edges = stepfun.resample(bins, histogram, cfg.samples)
+    return edges, stepfun.points(edges, u)
+
+
+def tiled(
+    march: Callable[[Rays, Look, Any], dict],
+    rays: Rays,
+    look: Look,
+    cfg: VolumeConfig,
+    key: Key | None,
+) -> Render:
+    """Apply `march(rays, look, u)` to the flat rays of `[v, H, W]`, `cfg.tile` at a time.
+
+    `look` has one entry for each flat ray.
+    """
+    shape = rays.origins.shape[:-1]
+    rays = jax.tree.map(lambda a: a.reshape(-1, 3), rays)
+    n = rays.origins.shape[0]
+    u = jnp.full((n,), 0.5) if key is None else jax.random.uniform(key, (n,))
+    if n <= cfg.tile:
+        out = march(rays, look, u)
+    else:
+        tiles = -(-n // cfg.tile)
+
+        def fold(a):
+            pad = ((0, tiles * cfg.tile - n), *((0, 0),) * (a.ndim - 1))
+            return jnp.pad(a, pad, mode="edge").reshape(tiles, cfg.tile, *a.shape[1:])
+
+        out = jax.lax.map(lambda args: march(*args), jax.tree.map(fold, (rays, look, u)))
+        out = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:n], out)
+    return Render(**jax.tree.map(lambda a: a.reshape(*shape, *a.shape[1:]), out))
