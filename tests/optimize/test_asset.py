@@ -1,0 +1,165 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import no_condition, pages
+
+from jax3d.camera import CameraConfig, orbit
+from jax3d.guidance.base import Guidance
+from jax3d.guidance.score import ScoreConfig
+from jax3d.guidance.sds import SDSConfig, sds
+from jax3d.optimize import asset
+from jax3d.optimize.asset import AssetConfig, Stage
+from jax3d.priors.empirical import EmpiricalData, condition, empirical
+from jax3d.priors.gaussian import GaussianData, gaussian
+from jax3d.types import Camera, Look, Ramp
+
+SIZE = 8
+PAGES = pages(4, SIZE)
+PRIOR = gaussian(SIZE)
+CONFIG = AssetConfig(views=2, stages=(Stage(5, SIZE),), p_grey=0.5)
+DATA = GaussianData(
+    mean=jax.random.uniform(jax.random.key(9), (SIZE, SIZE, 3)), std=jnp.float32(0.05)
+)
+INIT, STEP = asset.make(PAGES, PRIOR, sds(PRIOR), CONFIG)
+
+
+def run(knobs, k=3, step=STEP, prior_params=DATA, over="vmap", init=INIT, cond=None):
+    """`k` steps of several assets from their start."""
+    stacked = asset.stack(knobs)
+    conds = asset.stack([no_condition() if cond is None else cond] * len(knobs))
+    block = asset.run_block(step, k, SIZE, over=over)
+    return block(jax.vmap(init)(stacked), prior_params, conds, stacked)
+
+
+def leaves(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def test_the_optimum_under_gaussian_data_is_its_mean():
+    white = AssetConfig(views=4, p_grey=0.0, camera=CameraConfig(elevation=(0.0, 20.0)))
+    init, step = asset.make(PAGES, PRIOR, sds(PRIOR), white)
+    knob = asset.knobs(1, lr=Ramp.of(3.0, 0.02, begin=100, steps=250), guidance_scale=1.0)
+    states, metrics = run([knob], 400, step, init=init)
+    page = jax.tree.map(lambda x: x[0], states.params)
+    shown = page["rgb"] * page["alpha"][..., None] + (1 - page["alpha"])[..., None]
+    np.testing.assert_allclose(shown, np.broadcast_to(DATA.mean, shown.shape), atol=0.02)
+    assert metrics["residual_norm"].shape == (400, 1)
+
+
+def test_one_step_of_adam_by_hand():
+    # The first step of Adam moves each parameter by its rate against its gradient's sign.
+    config = AssetConfig(views=1, rate=0.01, rates=(("alpha", 0.5),))
+    slope = {"rgb": 2.0, "alpha": -3.0}
+
+    def loss(prior_params, key, step, render, camera, cond, knobs, own=None):
+        return slope["rgb"] * render.normal.sum() + slope["alpha"] * render.depth.sum(), {}
+
+    init, step = asset.make(PAGES, PRIOR, Guidance(loss), config)
+    knob = asset.knobs(0, lr=0.1)
+    before = jax.jit(init)(knob)
+    after, metrics = jax.jit(step, static_argnums=4)(before, DATA, no_condition(), knob, SIZE)
+    moved = jax.tree.map(lambda a, b: a - b, after.params, before.params)
+    seen = np.any(np.asarray(moved["rgb"]) != 0, axis=(1, 2, 3))
+    assert seen.sum() == 1
+    np.testing.assert_allclose(moved["rgb"][seen], -0.001, rtol=1e-3)
+    np.testing.assert_allclose(moved["alpha"][seen], 0.05, rtol=1e-3)
+    norm = np.sqrt(SIZE**2 * (3 * slope["rgb"] ** 2 + slope["alpha"] ** 2))
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
+    assert after.step == 1
+
+
+def test_an_unknown_group_of_rates_is_named():
+    init, _ = asset.make(PAGES, PRIOR, sds(PRIOR), AssetConfig(rates=(("planes", 0.1),)))
+    with pytest.raises(ValueError, match=r"no group \['planes'\].*'alpha', 'guidance', 'rgb'"):
+        init(asset.knobs())
+
+
+def test_views_must_fit_a_critic_of_several_views():
+    with pytest.raises(ValueError, match="take a multiple of 4"):
+        asset.make(PAGES, PRIOR._replace(views=4), sds(PRIOR), CONFIG)
+
+
+def test_the_same_seed_is_bitwise_the_same_asset():
+    first, _ = run([asset.knobs(3)])
+    second, _ = run([asset.knobs(3)])
+    other, _ = run([asset.knobs(4)])
+    for a, b in zip(leaves(first), leaves(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert np.any(first.params["rgb"] != other.params["rgb"])
+
+
+@pytest.mark.parametrize("over", ["vmap", "map"])
+def test_an_asset_does_not_feel_its_neighbours(over):
+    wanted = asset.knobs(3, guidance_scale=5.0)
+    others = [asset.knobs(8, lr=0.3), asset.knobs(9, t_max=0.5)]
+    alone, _ = run([wanted], over=over)
+    for place in range(3):
+        among = [*others[:place], wanted, *others[place:]]
+        together, _ = run(among, over=over)
+        for a, b in zip(leaves(alone), leaves(together), strict=True):
+            np.testing.assert_allclose(a[0], b[place], rtol=1e-5, atol=1e-6)
+
+
+def test_a_block_is_its_steps():
+    whole, metrics = run([asset.knobs(3)], 4)
+    knobs = asset.stack([asset.knobs(3)])
+    block = asset.run_block(STEP, 2, SIZE)
+    conds = asset.stack([no_condition()])
+    halfway, _ = block(jax.vmap(INIT)(knobs), DATA, conds, knobs)
+    resumed, last = block(halfway, DATA, conds, knobs)
+    for a, b in zip(leaves(whole), leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(metrics["grad_norm"][2:], last["grad_norm"])
+
+
+def test_an_asset_at_hand_is_a_valid_start():
+    params = jax.tree.map(jnp.zeros_like, PAGES.init(jax.random.key(0)))
+    state = INIT(asset.knobs(), params)
+    assert state.params is params
+    assert state.step == 0
+
+
+def test_sample_look_keeps_its_promises():
+    config = AssetConfig(p_grey=0.5, p_shaded=0.75, p_textureless=0.5, shaded_from=100)
+    cameras = orbit(jnp.zeros(2000), 0.3, 2.0, 0.7)
+    knob = asset.knobs(background=(0.1, 0.2, 0.3))
+    draw = jax.jit(lambda step: asset.sample_look(jax.random.key(0), config, step, cameras, knob))
+    early, late = draw(99), draw(100)
+    constant = np.all(np.isclose(early.background, [0.1, 0.2, 0.3]), axis=-1)
+    grey = np.ptp(early.background, axis=-1) == 0
+    assert np.all(constant ^ grey)
+    assert abs(grey.mean() - 0.5) < 0.05
+    np.testing.assert_array_equal(early.ambient, 1)
+    np.testing.assert_array_equal(early.textureless, 0)
+    assert abs(np.mean(late.ambient == 0.1) - 0.75) < 0.05
+    assert abs(np.mean(late.textureless) - 0.375) < 0.05
+    assert np.all(late.ambient[late.textureless == 1] < 1)
+    np.testing.assert_allclose(np.linalg.norm(late.light, axis=-1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("start", [0, 3, 10, 12, 25, 30])
+def test_blocks_cover_the_steps_that_are_left(start):
+    config = AssetConfig(stages=(Stage(10, 32), Stage(15, 64)))
+    cut = list(asset.blocks(config, 4, start))
+    sizes = [size for length, size in cut for _ in range(length)]
+    assert sizes == ([32] * 10 + [64] * 15)[start:]
+    assert all(length <= 4 for length, _ in cut)
+
+
+def test_sds_recovers_the_pictures_of_the_empirical_critic():
+    key = jax.random.key(4)
+    images = jax.random.uniform(key, (8, SIZE, SIZE, 3))
+    azimuth = jnp.tile(jnp.arange(4) * jnp.pi / 2, 2)
+    data = EmpiricalData(images, orbit(azimuth, 0.0, 3.0, 0.7), jnp.repeat(jnp.arange(2), 4))
+    prior = empirical(SIZE)
+    level = CameraConfig(elevation=(0.0, 20.0))
+    config = AssetConfig(views=4, camera=level, p_grey=0.0)
+    init, step = asset.make(PAGES, prior, sds(prior, SDSConfig(ScoreConfig())), config)
+    knob = asset.knobs(0, lr=Ramp.of(2.0, 0.02, begin=100, steps=150), guidance_scale=1.0)
+    states, _ = run([knob], 250, step, data, init=init, cond=condition(1, 2))
+    cameras = Camera(*(x[4:] for x in jax.tree.leaves(data.camera)))
+    params = jax.tree.map(lambda x: x[0], states.params)
+    shown = PAGES.render(params, None, cameras, Look.albedo(), (SIZE, SIZE)).rgb
+    psnr = -10 * np.log10(np.mean((np.asarray(shown) - images[4:]) ** 2))
+    assert psnr > 35
