@@ -6,8 +6,7 @@ from toys import no_condition, pages
 
 from jax3d.camera import CameraConfig, orbit
 from jax3d.guidance.base import Guidance
-from jax3d.guidance.score import ScoreConfig
-from jax3d.guidance.sds import SDSConfig, sds
+from jax3d.guidance.sds import sds
 from jax3d.optimize import asset
 from jax3d.optimize.asset import AssetConfig, Stage
 from jax3d.priors.empirical import EmpiricalData, condition, empirical
@@ -24,12 +23,15 @@ DATA = GaussianData(
 INIT, STEP = asset.make(PAGES, PRIOR, sds(PRIOR), CONFIG)
 
 
-def run(knobs, k=3, step=STEP, prior_params=DATA, over="vmap", init=INIT, cond=None):
-    """`k` steps of several assets from their start."""
+START = jax.jit(jax.vmap(INIT))
+BLOCK = asset.run_block(STEP, 4, SIZE)
+
+
+def run(knobs, block=BLOCK, start=START, prior_params=DATA, cond=None):
+    """A block of steps of several assets from their start."""
     stacked = asset.stack(knobs)
     conds = asset.stack([no_condition() if cond is None else cond] * len(knobs))
-    block = asset.run_block(step, k, SIZE, over=over)
-    return block(jax.vmap(init)(stacked), prior_params, conds, stacked)
+    return block(start(stacked), prior_params, conds, stacked)
 
 
 def leaves(tree):
@@ -40,7 +42,7 @@ def test_the_optimum_under_gaussian_data_is_its_mean():
     white = AssetConfig(views=4, p_grey=0.0, camera=CameraConfig(elevation=(0.0, 20.0)))
     init, step = asset.make(PAGES, PRIOR, sds(PRIOR), white)
     knob = asset.knobs(1, lr=Ramp.of(3.0, 0.02, begin=100, steps=250), guidance_scale=1.0)
-    states, metrics = run([knob], 400, step, init=init)
+    states, metrics = run([knob], asset.run_block(step, 400, SIZE), jax.jit(jax.vmap(init)))
     page = jax.tree.map(lambda x: x[0], states.params)
     shown = page["rgb"] * page["alpha"][..., None] + (1 - page["alpha"])[..., None]
     np.testing.assert_allclose(shown, np.broadcast_to(DATA.mean, shown.shape), atol=0.02)
@@ -82,31 +84,37 @@ def test_views_must_fit_a_critic_of_several_views():
 
 def test_the_same_seed_is_bitwise_the_same_asset():
     first, _ = run([asset.knobs(3)])
-    second, _ = run([asset.knobs(3)])
+    second, _ = run([asset.knobs(3)], asset.run_block(STEP, 4, SIZE))
     other, _ = run([asset.knobs(4)])
     for a, b in zip(leaves(first), leaves(second), strict=True):
         np.testing.assert_array_equal(a, b)
     assert np.any(first.params["rgb"] != other.params["rgb"])
 
 
-@pytest.mark.parametrize("over", ["vmap", "map"])
-def test_an_asset_does_not_feel_its_neighbours(over):
+def test_an_asset_does_not_feel_its_neighbours():
     wanted = asset.knobs(3, guidance_scale=5.0)
     others = [asset.knobs(8, lr=0.3), asset.knobs(9, t_max=0.5)]
-    alone, _ = run([wanted], over=over)
+    alone, _ = run([wanted])
     for place in range(3):
-        among = [*others[:place], wanted, *others[place:]]
-        together, _ = run(among, over=over)
+        together, _ = run([*others[:place], wanted, *others[place:]])
         for a, b in zip(leaves(alone), leaves(together), strict=True):
             np.testing.assert_allclose(a[0], b[place], rtol=1e-5, atol=1e-6)
 
 
+def test_assets_one_by_one_are_the_assets_of_a_batch():
+    many = [asset.knobs(3, guidance_scale=5.0), asset.knobs(8, lr=0.3), asset.knobs(9, t_max=0.5)]
+    together, metrics = run(many)
+    singly, same_metrics = run(many, asset.run_block(STEP, 4, SIZE, over="map"))
+    for a, b in zip(leaves((together, metrics)), leaves((singly, same_metrics)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_a_block_is_its_steps():
-    whole, metrics = run([asset.knobs(3)], 4)
+    whole, metrics = run([asset.knobs(3)])
     knobs = asset.stack([asset.knobs(3)])
     block = asset.run_block(STEP, 2, SIZE)
     conds = asset.stack([no_condition()])
-    halfway, _ = block(jax.vmap(INIT)(knobs), DATA, conds, knobs)
+    halfway, _ = block(START(knobs), DATA, conds, knobs)
     resumed, last = block(halfway, DATA, conds, knobs)
     for a, b in zip(leaves(whole), leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -155,9 +163,10 @@ def test_sds_recovers_the_pictures_of_the_empirical_critic():
     prior = empirical(SIZE)
     level = CameraConfig(elevation=(0.0, 20.0))
     config = AssetConfig(views=4, camera=level, p_grey=0.0)
-    init, step = asset.make(PAGES, prior, sds(prior, SDSConfig(ScoreConfig())), config)
+    init, step = asset.make(PAGES, prior, sds(prior), config)
     knob = asset.knobs(0, lr=Ramp.of(2.0, 0.02, begin=100, steps=150), guidance_scale=1.0)
-    states, _ = run([knob], 250, step, data, init=init, cond=condition(1, 2))
+    block = asset.run_block(step, 250, SIZE)
+    states, _ = run([knob], block, jax.jit(jax.vmap(init)), data, condition(1, 2))
     cameras = Camera(*(x[4:] for x in jax.tree.leaves(data.camera)))
     params = jax.tree.map(lambda x: x[0], states.params)
     shown = PAGES.render(params, None, cameras, Look.albedo(), (SIZE, SIZE)).rgb
