@@ -1,0 +1,204 @@
+"""The embedded critic: a small diffusion model of the prop world, shipped with the package.
+
+One set of weights answers three kinds of question, because words and camera were dropped
+independently in training: the bare caption (as photographs are taken: mostly from the front),
+the caption with a view word (side, front, back, overhead), and the caption with the exact camera.
+It works on 64x64 pixels and predicts v (Salimans & Ho 2022) on a cosine schedule.
+"""
+
+import dataclasses
+import difflib
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jax3d import camera as cameras
+from jax3d import diffusion, weights
+from jax3d.data import props
+from jax3d.nn.props_unet import PropsUNet, UNetConfig, WordTable
+from jax3d.priors.base import Prior
+from jax3d.types import Camera, Condition, Key, Params, TextCond
+
+SIZE = 64
+"""Side of the images, pixels."""
+WEIGHTS = Path(__file__).parent / "weights" / "props.safetensors"
+
+
+def init(key: Key, config: UNetConfig) -> Params:
+    """Fresh weights: `{"words": ..., "unet": ...}`."""
+    k_words, k_unet = jax.random.split(key)
+    ids = jnp.zeros((1, props.MAX_WORDS), jnp.int32)
+    side = SIZE // config.patch
+    return {
+        "words": WordTable(config).init(k_words, ids)["params"],
+        "unet": PropsUNet(config).init(
+            k_unet,
+            jnp.zeros((1, SIZE, SIZE, 3)),
+            jnp.zeros((1,)),
+            jnp.zeros((1, props.MAX_WORDS, config.word_width)),
+            jnp.zeros((1, side, side, 6)),
+            jnp.zeros((1, POSE)),
+            jnp.ones((1,), bool),
+        )["params"],
+    }
+
+
+POSE = 9
+"""Numbers in the pose embedding's input."""
+
+
+def pose_features(camera: Camera) -> Float[Array, "b 9"]:
+    """Three harmonics of the azimuth, the elevation, and how far the object is for its lens."""
+    turns = [f(k * camera.azimuth) for k in (1, 2, 3) for f in (jnp.sin, jnp.cos)]
+    zoom = 5.0 * (camera.radius * jnp.sin(camera.fovy / 2) / 0.95 - 1.07)
+    return jnp.stack([*turns, jnp.sin(camera.elevation), jnp.cos(camera.elevation), zoom], -1)
+
+
+def plucker(camera: Camera, side: int) -> Float[Array, "b side side 6"]:
+    """Direction and moment (origin x direction) of the ray through each cell's centre."""
+    rays = cameras.rays(camera, (side, side))
+    return jnp.concatenate([rays.directions, jnp.cross(rays.origins, rays.directions)], -1)
+
+
+def predict_v(
+    params: Params,
+    config: UNetConfig,
+    z_t: Float[Array, "b H W 3"],
+    t: Float[Array, " b"],
+    words: Float[Array, "b L D"],
+    camera: Camera | None,
+    camera_known: Array | None = None,
+) -> Float[Array, "b H W 3"]:
+    """The network's own prediction; `camera_known [b]` masks cameras, None tells all given."""
+    b, side = z_t.shape[0], z_t.shape[1] // config.patch
+    if camera is None:
+        rays, pose = jnp.zeros((b, side, side, 6)), jnp.zeros((b, POSE))
+        camera_known = jnp.zeros((b,), bool)
+    else:
+        rays, pose = plucker(camera, side), pose_features(camera)
+        camera_known = jnp.ones((b,), bool) if camera_known is None else camera_known
+    return PropsUNet(config).apply(
+        {"params": params["unet"]}, z_t, t, words, rays, pose, camera_known
+    )
+
+
+def props_prior(config: UNetConfig | None = None) -> Prior:
+    """The critic as a `Prior`; z are pixels in [-1, 1] and t counts 1000 steps."""
+    config = config or shipped_config()
+    alphas_cumprod = diffusion.cosine()
+
+    def encode(params, key, rgb):
+        del params, key
+        return 2.0 * rgb - 1.0
+
+    def decode(params, z):
+        del params
+        return (z + 1.0) / 2.0
+
+    def denoise(params, z_t, t, text, camera):
+        v = predict_v(params, config, z_t, t.astype(jnp.float32), text.tokens, camera)
+        alpha, sigma = diffusion.noise_level(alphas_cumprod, t, z_t.ndim)
+        return diffusion.x0_and_eps(v, z_t, alpha, sigma, "v")[1]
+
+    return Prior(encode, decode, denoise, alphas_cumprod, SIZE)
+
+
+def load(path: Path | str = WEIGHTS) -> Params:
+    """Weights from a safetensors file, float32; its `.json` neighbour holds the `UNetConfig`.
+
+    Raises:
+      weights.WeightsError: The file is missing, damaged or made for another network.
+    """
+    config = read_config(Path(path))
+    like = jax.eval_shape(functools.partial(init, config=config), jax.random.key(0))
+    return weights.load_tree(path, like)
+
+
+def save(path: Path | str, params: Params, config: UNetConfig) -> None:
+    """Writes weights as float16 safetensors, with their `UNetConfig` beside them."""
+    path = Path(path)
+    weights.save_safetensors(params, path, dtype=np.float16)
+    path.with_suffix(".json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+
+
+def read_config(path: Path) -> UNetConfig:
+    """The `UNetConfig` of a weight file.
+
+    Raises:
+      weights.WeightsError: There is none, or it has unknown fields.
+    """
+    described = path.with_suffix(".json")
+    try:
+        fields = json.loads(described.read_text())
+        return UNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    except (OSError, ValueError, TypeError) as error:
+        raise weights.WeightsError(
+            f"{described} does not describe the critic's network ({error}); "
+            "`jax3d train prior` writes it beside the weights"
+        ) from error
+
+
+@functools.cache
+def shipped_config() -> UNetConfig:
+    """The `UNetConfig` of the weights that ship with the package."""
+    return read_config(WEIGHTS)
+
+
+def word_ids(captions: list[str]) -> Int[np.ndarray, "n L"]:
+    """Token ids of captions, padded with 0.
+
+    Raises:
+      ValueError: A caption is empty, has a word that the critic does not know (the message names
+        the nearest one and all that it knows), or has too many words.
+    """
+    vocabulary = props.vocabulary()
+    ids = {word: i + 1 for i, word in enumerate(vocabulary)}
+    rows = np.zeros((len(captions), props.MAX_WORDS), np.int32)
+    for row, caption in zip(rows, captions, strict=True):
+        words = props.words(caption)
+        if not words:
+            raise ValueError(
+                f"the prompt {caption!r} names nothing; say for instance 'a red chair'"
+            )
+        if len(words) > props.MAX_WORDS:
+            raise ValueError(
+                f"the prompt {caption!r} has {len(words)} words that count; "
+                f"the embedded critic takes {props.MAX_WORDS}"
+            )
+        for k, word in enumerate(words):
+            if word not in ids:
+                near = difflib.get_close_matches(word, vocabulary, 1, 0.0)[0]
+                raise ValueError(
+                    f"the embedded critic does not know {word!r} (nearest: {near!r}); "
+                    f"it knows: {', '.join(vocabulary)}"
+                )
+            row[k] = ids[word]
+    return rows
+
+
+def encode_text(params: Params, prompt: str, negative: str = "") -> Condition:
+    """A prompt worded for each view, and the unconditional or negative one.
+
+    Raises:
+      ValueError: See `word_ids`.
+    """
+    table = params["words"]["embedding"]
+
+    def embed(ids):
+        return TextCond(tokens=table[ids] * (ids > 0)[..., None])
+
+    plain = word_ids([prompt])[0]
+    count = int((plain > 0).sum())
+    if count == props.MAX_WORDS:
+        raise ValueError(
+            f"the prompt {prompt!r} leaves no room for a view word; drop one of its words"
+        )
+    worded = np.tile(plain, (len(props.VIEW_WORDS), 1))
+    worded[:, count] = word_ids(list(props.VIEW_WORDS))[:, 0]
+    null = word_ids([negative])[0] if negative else np.zeros_like(plain)
+    return Condition(text=embed(jnp.asarray(worded)), null=embed(jnp.asarray(null)))

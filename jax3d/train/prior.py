@@ -1,0 +1,208 @@
+"""Training of the embedded critic (`jax3d train prior`).
+
+Every batch mixes turntable views, whose camera or view word is told, with front-heavy "photographs"
+of which no view is told; text is dropped independently of both, so one set of weights serves all
+three modes and classifier-free guidance. The learning rate warms up, stays, and decays to zero
+over the last part, so a run can be prolonged from any checkpoint before its decay.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from jax3d import diffusion, weights
+from jax3d.data import prop_bank, props
+from jax3d.nn.props_unet import UNetConfig
+from jax3d.priors import props as critic
+from jax3d.types import Camera, Key, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorTraining:
+    """A recipe: `configs/prior_cpu.py` and `configs/prior_gpu.py` hold two."""
+
+    network: UNetConfig = UNetConfig()
+    turntable: prop_bank.BankConfig = prop_bank.BankConfig(60_000, seed=1)
+    photographs: prop_bank.BankConfig = prop_bank.BankConfig(12_000, seed=2, front_heavy=True)
+    steps: int = 4500
+    batch: int = 32
+    photograph_share: float = 0.125
+    lr: float = 1.2e-3
+    warmup: int = 200
+    decay: float = 0.3
+    """Share of the steps, at the end, over which the rate falls to zero."""
+    ema: float = 0.999
+    drop_text: float = 0.12
+    tell_camera: float = 0.75
+    """Share of turntable views whose camera is told; the others are told a view word."""
+    tell_both: float = 0.3
+    """Share of views with a camera that are told the view word as well."""
+    short_captions: float = 0.2
+    """Share of captions that leave something out."""
+    seed: int = 0
+    save_every: int = 250
+
+
+@struct.dataclass
+class TrainState:
+    """All that a checkpoint of the training holds."""
+
+    step: jax.Array
+    params: Params
+    ema: Params
+    opt_state: optax.OptState
+
+
+def caption_table() -> np.ndarray:
+    """[specs, WORDINGS, MAX_WORDS] word ids of every caption of the world."""
+    return np.stack(
+        [
+            critic.word_ids([props.caption(spec, k) for k in range(props.WORDINGS)])
+            for spec in props.specs()
+        ]
+    )
+
+
+def make(config: PriorTraining):
+    """The pure pieces of the training: `(init() -> state, step(state, batch) -> (state, loss))`.
+
+    `batch` is `(rgba u8[b, S, S, 4], spec[b], Camera[b], photograph bool[b])`.
+    """
+    schedule = optax.schedules.join_schedules(
+        [
+            optax.schedules.linear_schedule(0.0, config.lr, config.warmup),
+            optax.schedules.constant_schedule(config.lr),
+            optax.schedules.linear_schedule(config.lr, 0.0, int(config.decay * config.steps)),
+        ],
+        [config.warmup, config.steps - int(config.decay * config.steps)],
+    )
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.01)
+    )
+    captions = jnp.asarray(caption_table())
+    alphas_cumprod = diffusion.cosine()
+
+    def init() -> TrainState:
+        params = critic.init(jax.random.key(config.seed), config.network)
+        ema = jax.tree.map(jnp.copy, params)  # a donated state may not hold a buffer twice
+        return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+
+    def loss(params, key, rgba, spec, camera, photograph):
+        k_text, k_view, k_ground, k_time, k_noise = jax.random.split(key, 5)
+        ids = captions[spec, _wordings(k_text, config, spec.shape[0])]
+        ids, camera_known = _tell(k_view, config, ids, camera, photograph)
+        words = params["words"]["embedding"][ids] * (ids > 0)[..., None]
+        z = 2.0 * _over_random_ground(k_ground, rgba) - 1.0
+        b = z.shape[0]
+        spread = (jnp.arange(b) + jax.random.uniform(k_time)) / b
+        t = jnp.floor(spread * alphas_cumprod.shape[0]).astype(jnp.int32)
+        t = jax.random.permutation(k_time, t)
+        noise = jax.random.normal(k_noise, z.shape)
+        z_t = diffusion.q_sample(alphas_cumprod, z, t, noise)
+        v = critic.predict_v(
+            params, config.network, z_t, t.astype(jnp.float32), words, camera, camera_known
+        )
+        return jnp.mean((v - diffusion.velocity(alphas_cumprod, z, t, noise)) ** 2)
+
+    def step(state: TrainState, batch):
+        key = jax.random.fold_in(jax.random.key(config.seed + 1), state.step)
+        value, grad = jax.value_and_grad(loss)(state.params, key, *batch)
+        updates, opt_state = optimizer.update(grad, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        keep = jnp.minimum(config.ema, (1.0 + state.step) / (10.0 + state.step))
+        ema = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state.ema, params)
+        return TrainState(state.step + 1, params, ema, opt_state), value
+
+    return init, step
+
+
+def _wordings(key: Key, config: PriorTraining, b: int):
+    """Indices of full wordings, and of ones that leave something out for some."""
+    k_full, k_short, k_choose = jax.random.split(key, 3)
+    full = jax.random.randint(k_full, (b,), 0, 4)
+    short = jax.random.randint(k_short, (b,), 4, props.WORDINGS)
+    return jnp.where(jax.random.uniform(k_choose, (b,)) < config.short_captions, short, full)
+
+
+def _tell(key: Key, config: PriorTraining, ids, camera: Camera, photograph):
+    """Adds view words, drops texts; returns the ids and whose camera is told."""
+    b = ids.shape[0]
+    k_camera, k_both, k_text = jax.random.split(key, 3)
+    known = (jax.random.uniform(k_camera, (b,)) < config.tell_camera) & ~photograph
+    worded = (~known | (jax.random.uniform(k_both, (b,)) < config.tell_both)) & ~photograph
+    first = len(props.vocabulary()) - len(props.VIEW_WORDS) + 1
+    word = first + props.view_word(camera.azimuth, camera.elevation)
+    end = jnp.sum(ids > 0, -1, keepdims=True) == jnp.arange(ids.shape[1])
+    ids = jnp.where(end & worded[:, None], word[:, None], ids)
+    kept = jax.random.uniform(k_text, (b,)) >= config.drop_text
+    return jnp.where(kept[:, None], ids, 0), known
+
+
+def _over_random_ground(key: Key, rgba):
+    """Composites uint8 images over white or, half the time, a light grey."""
+    k_level, k_white = jax.random.split(key)
+    b = rgba.shape[0]
+    level = jax.random.uniform(k_level, (b,), minval=0.25)
+    level = jnp.where(jax.random.uniform(k_white, (b,)) < 0.5, 1.0, level)[:, None, None, None]
+    rgba = rgba.astype(jnp.float32) / 255.0
+    return rgba[..., :3] * rgba[..., 3:] + level * (1.0 - rgba[..., 3:])
+
+
+def batches(config: PriorTraining, folder: Path, first: int, report: Callable[[str], None]):
+    """Yields the batches of steps `first`, `first + 1`, ...: a pure function of the step."""
+
+    def progress(name, bank):
+        return lambda done: report(f"rendering {name}: {done} of {bank.images} images")
+
+    turntable, photographs = (
+        prop_bank.open_bank(folder / name, bank, progress(name, bank))
+        for name, bank in (("turntable", config.turntable), ("photographs", config.photographs))
+    )
+    few = round(config.photograph_share * config.batch)
+    photograph = np.arange(config.batch) < few
+    for step in range(first, config.steps):
+        rng = np.random.Generator(np.random.Philox(key=config.seed, counter=step))
+        rows = [
+            (bank, np.sort(rng.integers(len(bank.images), size=n)))
+            for bank, n in ((photographs, few), (turntable, config.batch - few))
+        ]
+        rgba = np.concatenate([bank.images[i] for bank, i in rows])
+        spec = np.concatenate([bank.spec[i] for bank, i in rows])
+        camera = jax.tree.map(
+            lambda *leaves: np.concatenate(leaves),
+            *[jax.tree.map(lambda x, i=i: x[i], bank.camera) for bank, i in rows],
+        )
+        yield rgba, spec, camera, photograph
+
+
+def train(config: PriorTraining, folder: Path, report: Callable[[str], None] = print) -> Path:
+    """Trains the critic and returns the path of its weights.
+
+    `folder` holds the rendered banks, the checkpoint (from which a second call goes on) and the
+    weights (`props.safetensors`), written with every checkpoint.
+    """
+    folder = Path(folder)
+    init, step = make(config)
+    checkpoint = folder / "checkpoint.safetensors"
+    if checkpoint.exists():
+        state = weights.load_tree(checkpoint, jax.eval_shape(init))
+        report(f"going on from step {int(state.step)}")
+    else:
+        state = init()
+    step = jax.jit(step, donate_argnums=0)
+    losses = []
+    for k, batch in enumerate(batches(config, folder, int(state.step), report), int(state.step) + 1):
+        state, value = step(state, batch)
+        losses.append(value)
+        if k % config.save_every == 0 or k == config.steps:
+            report(f"step {k} of {config.steps}: loss {float(np.mean(jax.device_get(losses))):.4f}")
+            losses = []
+            weights.save_safetensors(state, checkpoint)
+            critic.save(folder / "props.safetensors", state.ema, config.network)
+    return folder / "props.safetensors"
