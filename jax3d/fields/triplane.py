@@ -163,7 +163,7 @@ def _field(p: Params, x: Float[Array, "n 3"], cfg: TriplaneConfig) -> volume.Sam
         case "predicted":
             normal = normalize(raw[:, 4:7])
         case "finite-difference":
-            step = 1.0 * cfg.bound / cfg.resolution
+            step = 0.5 * cfg.bound / cfg.resolution
             shifted = x[None] + step * jnp.eye(3)[:, None]
             ahead = _sigma(p, shifted.reshape(-1, 3), cfg).reshape(3, -1)
             normal = normalize((sigma - ahead).T)
