@@ -13,9 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
 
 from jax3d.data import props
-from jax3d.types import Camera
+from jax3d.types import Camera, Key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,3 +124,21 @@ def _render_bank(folder: Path, config: BankConfig, report: Callable[[int], None]
         spec=chosen,
         **{f.name: getattr(camera, f.name) for f in dataclasses.fields(Camera)},
     )
+
+
+def draw_wordings(key: Key, n: int, short: float) -> Int[Array, " n"]:
+    """Indices of wordings; a share `short` of them leaves something out."""
+    k_full, k_short, k_choose = jax.random.split(key, 3)
+    full = jax.random.randint(k_full, (n,), 0, 4)
+    partial = jax.random.randint(k_short, (n,), 4, props.WORDINGS)
+    return jnp.where(jax.random.uniform(k_choose, (n,)) < short, partial, full)
+
+
+def over_random_ground(key: Key, rgba: UInt8[Array, "n S S 4"]) -> Float[Array, "n S S 3"]:
+    """Composites a bank's images over white or, half the time, a light grey."""
+    k_level, k_white = jax.random.split(key)
+    n = rgba.shape[0]
+    level = jax.random.uniform(k_level, (n,), minval=0.25)
+    level = jnp.where(jax.random.uniform(k_white, (n,)) < 0.5, 1.0, level)[:, None, None, None]
+    rgba = rgba.astype(jnp.float32) / 255.0
+    return rgba[..., :3] * rgba[..., 3:] + level * (1.0 - rgba[..., 3:])

@@ -6,6 +6,7 @@ orbit cameras. Every object faces world +x, which is azimuth 0, stands along +z,
 scaled so that its bounding box has a diagonal of 1.7.
 """
 
+import difflib
 import functools
 import hashlib
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jax3d import camera as cameras
 from jax3d.data import prop_shapes
@@ -50,6 +51,9 @@ _PHRASES = {
 
 _FUNCTION_WORDS = frozenset("a an the of with and that is in it has on photo model 3d view".split())
 VIEW_WORDS = ("side", "front", "back", "overhead")
+WORDINGS = 7
+MAX_WORDS = 8
+"""Word ids kept of a caption, a view word included."""
 
 
 class Spec(NamedTuple):
@@ -89,6 +93,38 @@ def words(caption: str) -> list[str]:
     return [w for w in clean.split() if w not in _FUNCTION_WORDS]
 
 
+def word_ids(captions: list[str]) -> Int[np.ndarray, "n L"]:
+    """Token ids of captions, padded with 0.
+
+    Raises:
+      ValueError: A caption is empty, has a word that the world does not know (the message names
+        the nearest one and all that it knows), or has too many words.
+    """
+    known = vocabulary()
+    ids = {word: i + 1 for i, word in enumerate(known)}
+    rows = np.zeros((len(captions), MAX_WORDS), np.int32)
+    for row, caption in zip(rows, captions, strict=True):
+        said = words(caption)
+        if not said:
+            raise ValueError(
+                f"the prompt {caption!r} names nothing; say for instance 'a red chair'"
+            )
+        if len(said) > MAX_WORDS:
+            raise ValueError(
+                f"the prompt {caption!r} has {len(said)} words that count; "
+                f"the prop world takes {MAX_WORDS}"
+            )
+        for k, word in enumerate(said):
+            if word not in ids:
+                near = difflib.get_close_matches(word, known, 1, 0.0)[0]
+                raise ValueError(
+                    f"the prop world has no word {word!r} (nearest: {near!r}); "
+                    f"it knows: {', '.join(known)}"
+                )
+            row[k] = ids[word]
+    return rows
+
+
 def caption(spec: Spec, wording: int = 0) -> str:
     """One of the `WORDINGS` ways of saying a spec; the last three leave something out."""
     name, color, attribute = spec
@@ -115,9 +151,21 @@ def caption(spec: Spec, wording: int = 0) -> str:
     return "an" + text[1:] if text.startswith("a o") else text
 
 
-WORDINGS = 7
-MAX_WORDS = 8
-"""Token ids kept of a caption, a view word included."""
+def parse(text: str) -> Spec | None:
+    """The spec that a caption spells out, or None where it names no class and colour."""
+    said = words(text)
+    names = [w for w in said if w in CLASSES]
+    colors = [w for w in said if w in COLORS]
+    if len(names) != 1 or not colors:
+        return None
+    attributes = prop_shapes.BUILDERS[names[0]][1]
+    return Spec(names[0], colors[0], next((w for w in said if w in attributes), ""))
+
+
+@functools.cache
+def caption_table() -> Int[np.ndarray, "specs wordings L"]:
+    """Word ids of every caption of the world, in the order of `specs()`."""
+    return np.stack([word_ids([caption(s, k) for k in range(WORDINGS)]) for s in specs()])
 
 
 def build(chosen: list[Spec], seed: int) -> sdf.Scene:

@@ -25,3 +25,15 @@ class Prior(NamedTuple):
     """Side of the images that `encode` takes, pixels"""
     views: int = 1
     """Views that `denoise` looks at together: consecutive ones in its batch"""
+
+
+class Critic(NamedTuple):
+    """A prior with its weights and its own way of reading text."""
+
+    prior: Prior
+    params: Any
+    encode_text: Callable[..., Any]
+    """`encode_text(prompt, negative) -> Condition`; raises `ValueError` for a text that it cannot
+    read"""
+    name: str
+    """What it is and where it came from, for people"""

@@ -7,22 +7,25 @@ It works on 64x64 pixels and predicts v (Salimans & Ho 2022) on a cosine schedul
 """
 
 import dataclasses
-import difflib
 import functools
 import json
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jax3d import camera as cameras
-from jax3d import diffusion, weights
+from jax3d import diffusion, prompts, weights
 from jax3d.data import props
 from jax3d.nn.props_unet import PropsUNet, UNetConfig, WordTable
-from jax3d.priors.base import Prior
+from jax3d.priors.base import Critic, Prior
 from jax3d.types import Camera, Condition, Key, Params, TextCond
+
+Mode = Literal["camera", "words", "text"]
+"""How the critic is asked: by the exact camera, by view words, or by the caption alone."""
 
 SIZE = 64
 """Side of the images, pixels."""
@@ -149,56 +152,80 @@ def shipped_config() -> UNetConfig:
     return read_config(WEIGHTS)
 
 
-def word_ids(captions: list[str]) -> Int[np.ndarray, "n L"]:
-    """Token ids of captions, padded with 0.
-
-    Raises:
-      ValueError: A caption is empty, has a word that the critic does not know (the message names
-        the nearest one and all that it knows), or has too many words.
-    """
-    vocabulary = props.vocabulary()
-    ids = {word: i + 1 for i, word in enumerate(vocabulary)}
-    rows = np.zeros((len(captions), props.MAX_WORDS), np.int32)
-    for row, caption in zip(rows, captions, strict=True):
-        words = props.words(caption)
-        if not words:
-            raise ValueError(
-                f"the prompt {caption!r} names nothing; say for instance 'a red chair'"
-            )
-        if len(words) > props.MAX_WORDS:
-            raise ValueError(
-                f"the prompt {caption!r} has {len(words)} words that count; "
-                f"the embedded critic takes {props.MAX_WORDS}"
-            )
-        for k, word in enumerate(words):
-            if word not in ids:
-                near = difflib.get_close_matches(word, vocabulary, 1, 0.0)[0]
-                raise ValueError(
-                    f"the embedded critic does not know {word!r} (nearest: {near!r}); "
-                    f"it knows: {', '.join(vocabulary)}"
-                )
-            row[k] = ids[word]
-    return rows
-
-
 def encode_text(params: Params, prompt: str, negative: str = "") -> Condition:
     """A prompt worded for each view, and the unconditional or negative one.
 
     Raises:
-      ValueError: See `word_ids`.
+      ValueError: See `data.props.word_ids`.
     """
     table = params["words"]["embedding"]
 
     def embed(ids):
         return TextCond(tokens=table[ids] * (ids > 0)[..., None])
 
-    plain = word_ids([prompt])[0]
+    plain = props.word_ids([prompt])[0]
     count = int((plain > 0).sum())
     if count == props.MAX_WORDS:
         raise ValueError(
             f"the prompt {prompt!r} leaves no room for a view word; drop one of its words"
         )
     worded = np.tile(plain, (len(props.VIEW_WORDS), 1))
-    worded[:, count] = word_ids(list(props.VIEW_WORDS))[:, 0]
-    null = word_ids([negative])[0] if negative else np.zeros_like(plain)
-    return Condition(text=embed(jnp.asarray(worded)), null=embed(jnp.asarray(null)))
+    worded[:, count] = props.word_ids(list(props.VIEW_WORDS))[:, 0]
+    null = props.word_ids([negative])[0] if negative else np.zeros_like(plain)
+    return Condition(
+        text=embed(jnp.asarray(worded)),
+        null=embed(jnp.asarray(null)),
+        plain=embed(jnp.asarray(plain)),
+    )
+
+
+def open_critic(path: Path | str = WEIGHTS) -> Critic:
+    """The embedded critic, ready to be asked.
+
+    Raises:
+      weights.WeightsError: See `load`.
+    """
+    params = load(path)
+    prior = props_prior(read_config(Path(path)))
+    return Critic(prior, params, functools.partial(encode_text, params), "embedded prop critic")
+
+
+def sampler(critic: Critic, mode: Mode = "camera", guidance_scale: float = 3.0, steps: int = 40):
+    """A function `(key, prompt, Camera[v]) -> [v, 64, 64, 3]` in [0, 1] that draws by DDIM.
+
+    All views of a call start from one noise image, so that what differs is the view alone.
+    """
+    prior = critic.prior
+    grid = diffusion.grid(prior.alphas_cumprod, steps)
+
+    @jax.jit
+    def draw(params, key, text: TextCond, null: TextCond, camera: Camera):
+        shape = (len(camera.fovy), SIZE, SIZE, 3)
+        noise = jnp.broadcast_to(jax.random.normal(key, (1, *shape[1:])), shape)
+        both = jax.tree.map(lambda *x: jnp.concatenate(x), text, null)
+        told = jax.tree.map(lambda x: jnp.concatenate([x, x]), camera)
+
+        def denoise(z, t):
+            times = jnp.full((2 * len(z),), t)
+            eps = prior.denoise(
+                params, jnp.concatenate([z, z]), times, both, told if mode == "camera" else None
+            )
+            cond, uncond = jnp.split(eps, 2)
+            return diffusion.cfg(uncond, cond, guidance_scale)
+
+        z = diffusion.ddim(denoise, noise, grid, clip=1.0)
+        return jnp.clip(prior.decode(params, z), 0.0, 1.0)
+
+    def sample(key: Key, prompt: str, camera: Camera) -> Float[Array, "v 64 64 3"]:
+        cond = critic.encode_text(prompt, "")
+
+        def repeat(text):
+            return jax.tree.map(lambda x: jnp.broadcast_to(x, (len(camera.fovy), *x.shape)), text)
+
+        if mode == "words":
+            text = prompts.select(cond.text, prompts.hard_weights(camera))
+        else:
+            text = repeat(cond.plain)
+        return draw(critic.params, key, text, repeat(cond.null), camera)
+
+    return sample

@@ -18,6 +18,7 @@ from flax import struct
 
 from jax3d import diffusion, weights
 from jax3d.data import prop_bank, props
+from jax3d.data.prop_bank import BankConfig
 from jax3d.nn.props_unet import UNetConfig
 from jax3d.priors import props as critic
 from jax3d.types import Camera, Key, Params
@@ -27,9 +28,11 @@ from jax3d.types import Camera, Key, Params
 class PriorTraining:
     """A recipe: `configs/prior_cpu.py` and `configs/prior_gpu.py` hold two."""
 
-    network: UNetConfig = UNetConfig()
-    turntable: prop_bank.BankConfig = prop_bank.BankConfig(60_000, seed=1)
-    photographs: prop_bank.BankConfig = prop_bank.BankConfig(12_000, seed=2, front_heavy=True)
+    network: UNetConfig = dataclasses.field(default_factory=UNetConfig)
+    turntable: BankConfig = dataclasses.field(default_factory=lambda: BankConfig(60_000, seed=1))
+    photographs: BankConfig = dataclasses.field(
+        default_factory=lambda: BankConfig(12_000, seed=2, front_heavy=True)
+    )
     steps: int = 4500
     batch: int = 32
     photograph_share: float = 0.125
@@ -59,16 +62,6 @@ class TrainState:
     opt_state: optax.OptState
 
 
-def caption_table() -> np.ndarray:
-    """[specs, WORDINGS, MAX_WORDS] word ids of every caption of the world."""
-    return np.stack(
-        [
-            critic.word_ids([props.caption(spec, k) for k in range(props.WORDINGS)])
-            for spec in props.specs()
-        ]
-    )
-
-
 def make(config: PriorTraining):
     """The pure pieces of the training: `(init() -> state, step(state, batch) -> (state, loss))`.
 
@@ -85,7 +78,7 @@ def make(config: PriorTraining):
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.01)
     )
-    captions = jnp.asarray(caption_table())
+    captions = jnp.asarray(props.caption_table())
     alphas_cumprod = diffusion.cosine()
 
     def init() -> TrainState:
@@ -95,10 +88,10 @@ def make(config: PriorTraining):
 
     def loss(params, key, rgba, spec, camera, photograph):
         k_text, k_view, k_ground, k_time, k_noise = jax.random.split(key, 5)
-        ids = captions[spec, _wordings(k_text, config, spec.shape[0])]
+        ids = captions[spec, prop_bank.draw_wordings(k_text, spec.shape[0], config.short_captions)]
         ids, camera_known = _tell(k_view, config, ids, camera, photograph)
         words = params["words"]["embedding"][ids] * (ids > 0)[..., None]
-        z = 2.0 * _over_random_ground(k_ground, rgba) - 1.0
+        z = 2.0 * prop_bank.over_random_ground(k_ground, rgba) - 1.0
         b = z.shape[0]
         spread = (jnp.arange(b) + jax.random.uniform(k_time)) / b
         t = jnp.floor(spread * alphas_cumprod.shape[0]).astype(jnp.int32)
@@ -122,14 +115,6 @@ def make(config: PriorTraining):
     return init, step
 
 
-def _wordings(key: Key, config: PriorTraining, b: int):
-    """Indices of full wordings, and of ones that leave something out for some."""
-    k_full, k_short, k_choose = jax.random.split(key, 3)
-    full = jax.random.randint(k_full, (b,), 0, 4)
-    short = jax.random.randint(k_short, (b,), 4, props.WORDINGS)
-    return jnp.where(jax.random.uniform(k_choose, (b,)) < config.short_captions, short, full)
-
-
 def _tell(key: Key, config: PriorTraining, ids, camera: Camera, photograph):
     """Adds view words, drops texts; returns the ids and whose camera is told."""
     b = ids.shape[0]
@@ -142,16 +127,6 @@ def _tell(key: Key, config: PriorTraining, ids, camera: Camera, photograph):
     ids = jnp.where(end & worded[:, None], word[:, None], ids)
     kept = jax.random.uniform(k_text, (b,)) >= config.drop_text
     return jnp.where(kept[:, None], ids, 0), known
-
-
-def _over_random_ground(key: Key, rgba):
-    """Composites uint8 images over white or, half the time, a light grey."""
-    k_level, k_white = jax.random.split(key)
-    b = rgba.shape[0]
-    level = jax.random.uniform(k_level, (b,), minval=0.25)
-    level = jnp.where(jax.random.uniform(k_white, (b,)) < 0.5, 1.0, level)[:, None, None, None]
-    rgba = rgba.astype(jnp.float32) / 255.0
-    return rgba[..., :3] * rgba[..., 3:] + level * (1.0 - rgba[..., 3:])
 
 
 def batches(config: PriorTraining, folder: Path, first: int, report: Callable[[str], None]):
@@ -197,7 +172,9 @@ def train(config: PriorTraining, folder: Path, report: Callable[[str], None] = p
         state = init()
     step = jax.jit(step, donate_argnums=0)
     losses = []
-    for k, batch in enumerate(batches(config, folder, int(state.step), report), int(state.step) + 1):
+    for k, batch in enumerate(
+        batches(config, folder, int(state.step), report), int(state.step) + 1
+    ):
         state, value = step(state, batch)
         losses.append(value)
         if k % config.save_every == 0 or k == config.steps:

@@ -1,0 +1,133 @@
+"""A recipe: everything that turns a prompt into an asset, apart from the prompt and the seed.
+
+The defaults are the recipe of the embedded critic; a file of `configs/` holds another as
+`recipe = Recipe(...)`, and the command line overrides any field.
+"""
+
+import dataclasses
+import runpy
+from dataclasses import dataclass
+from pathlib import Path
+
+from jax3d.fields.base import Representation
+from jax3d.fields.mlp import MlpConfig, mlp
+from jax3d.fields.triplane import TriplaneConfig, triplane
+from jax3d.guidance.sds import SDSConfig
+from jax3d.mesh import MeshConfig
+from jax3d.optimize import asset
+from jax3d.optimize.asset import AssetConfig, Stage
+from jax3d.types import Knobs, Ramp
+
+Numbers = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class KnobValues:
+    """The traced numbers of `types.Knobs`, written down.
+
+    One number is a constant, two move linearly over the whole run, four are the start, the end,
+    the step at which the movement begins and the steps that it takes.
+    """
+
+    lr: Numbers = (1.0,)
+    guidance_scale: Numbers = (10.0,)
+    t_min: Numbers = (0.02,)
+    t_max: Numbers = (0.98, 0.5)
+    lambda_sds: Numbers = (1.0,)
+    lambda_opacity: Numbers = (0.0,)
+    lambda_sparsity: Numbers = (0.0,)
+    lambda_orient: Numbers = (0.0,)
+    lambda_normal: Numbers = (0.0,)
+    lambda_tv: Numbers = (0.0,)
+    background: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What is shown of a finished asset."""
+
+    size: int = 128
+    """Side of the eight views and of the turntable, pixels."""
+    frames: int = 36
+    """Frames of the turntable."""
+    elevation: float = 15.0
+    """Degrees."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an asset is made."""
+
+    field: TriplaneConfig | MlpConfig = dataclasses.field(default_factory=TriplaneConfig)
+    optimise: AssetConfig = dataclasses.field(default_factory=AssetConfig)
+    guidance: SDSConfig = dataclasses.field(default_factory=SDSConfig)
+    knobs: KnobValues = dataclasses.field(default_factory=KnobValues)
+    negative: str = ""
+    """Negative prompt, in place of the unconditional one."""
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    pictures: Pictures = dataclasses.field(default_factory=Pictures)
+
+    @property
+    def steps(self) -> int:
+        """Steps of all stages together."""
+        return sum(stage.steps for stage in self.optimise.stages)
+
+    def representation(self) -> Representation:
+        """The representation that `field` describes."""
+        match self.field:
+            case TriplaneConfig():
+                return triplane(self.field)
+            case MlpConfig():
+                return mlp(self.field)
+
+    def knobs_of(self, seed: int) -> Knobs:
+        """The knobs of one asset; raises `ValueError` for a ramp of another length than 1, 2, 4."""
+        values = {f.name: getattr(self.knobs, f.name) for f in dataclasses.fields(self.knobs)}
+        background = values.pop("background")
+        ramps = {name: _ramp(name, numbers, self.steps) for name, numbers in values.items()}
+        return asset.knobs(seed, background=background, **ramps)
+
+    def with_steps(self, steps: int) -> "Recipe":
+        """The same recipe over another number of steps, its stages stretched alike."""
+        if steps < 1:
+            raise ValueError(f"steps is {steps}; an asset takes at least 1")
+        stages, done, before = [], 0, 0
+        for stage in self.optimise.stages:
+            before += stage.steps
+            until = round(before * steps / self.steps)
+            stages.append(Stage(until - done, stage.size))
+            done = until
+        return dataclasses.replace(
+            self, optimise=dataclasses.replace(self.optimise, stages=tuple(stages))
+        )
+
+
+def _ramp(name: str, numbers: Numbers, steps: int) -> Ramp:
+    match numbers:
+        case (constant,):
+            return Ramp.of(constant)
+        case (start, end):
+            return Ramp.of(start, end, 0, steps)
+        case (start, end, begin, duration):
+            return Ramp.of(start, end, begin, duration)
+    raise ValueError(
+        f"knobs.{name} has {len(numbers)} numbers; give 1 (constant), 2 (start and end of a line "
+        "over the whole run) or 4 (start, end, first step, steps)"
+    )
+
+
+def load(path: str | Path, kind: type = Recipe):
+    """The `recipe` of a config file, which is Python and is run.
+
+    Raises:
+      ValueError: The file cannot be run, or defines no `recipe` of this kind.
+    """
+    try:
+        found = runpy.run_path(str(path)).get("recipe")
+    except Exception as error:
+        # A config is the user's own code: whatever it raises is told with the file's name.
+        raise ValueError(f"config {path}: {type(error).__name__}: {error}") from error
+    if not isinstance(found, kind):
+        where = f"{kind.__module__}.{kind.__name__}"
+        raise ValueError(f"config {path} defines no `recipe` that is a {where}")
+    return found
