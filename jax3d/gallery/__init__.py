@@ -1,0 +1,108 @@
+"""One page that shows many assets: `index.html`, which works offline and from disk.
+
+A page from `file://` may not fetch its neighbours, so each mesh lies beside its GLB once more as
+a script that hands over base64, and is loaded by a click. Pictures load when they are scrolled to
+and one WebGL context lives at a time, so thousands of assets fit on a page.
+
+Prompts are text from anywhere: they enter the page as JSON with `<`, `>` and `&` escaped, and
+the DOM as text only; folders are named by `slug` and checked.
+"""
+
+import base64
+import json
+import math
+import os
+import re
+import shutil
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NotRequired, TypedDict
+
+_HERE = Path(__file__).parent
+_FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_DOWNLOADS = ("mesh.glb", "mesh.obj", "mesh.ply", "turntable.mp4", "turntable.gif", "asset.json")
+
+
+class Asset(TypedDict):
+    """What the page says of an asset whose files lie in `out_dir / folder`.
+
+    Shown where they exist: `views.png` (square views in a row, the front first), `mesh.glb` (the
+    3D view), and the downloads.
+    """
+
+    folder: str
+    """As `slug` makes it."""
+    prompt: str
+    seed: NotRequired[int]
+    metrics: NotRequired[dict[str, float]]
+    """Numbers to show and to sort by."""
+
+
+def slug(prompt: str, index: int) -> str:
+    """A folder name for an asset, unique by `index`: `0007-a-red-chair`.
+
+    ASCII letters, digits and hyphens, at most 53 characters, whatever the prompt holds.
+    """
+    ascii_text = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode()
+    words = re.sub(r"[^a-z0-9]+", "-", ascii_text.lower()).strip("-")
+    return f"{index:04d}-{words[:48].strip('-') or 'asset'}"
+
+
+def write_gallery(
+    out_dir: str | os.PathLike, assets: Sequence[Asset], title: str = "jax3d assets"
+) -> Path:
+    """Write `index.html`, its `viewer/`, and `mesh.js` beside each `mesh.glb`; return the page.
+
+    Call it again whenever assets were added: the page is written anew. Raises `ValueError` for a
+    folder name that `slug` would not make, or one that appears twice.
+    """
+    out_dir = Path(out_dir)
+    folders = [asset["folder"] for asset in assets]
+    for folder in folders:
+        if not _FOLDER.fullmatch(folder):
+            raise ValueError(
+                f"{folder!r} is no safe folder name; use jax3d.gallery.slug(prompt, i)"
+            )
+    if len(set(folders)) != len(folders):
+        raise ValueError("two assets share a folder; give each its own index in slug(prompt, i)")
+    (out_dir / "viewer").mkdir(parents=True, exist_ok=True)
+    for name in ("viewer.min.js", "LICENSE.three"):
+        shutil.copyfile(_HERE / "viewer" / name, out_dir / "viewer" / name)
+
+    page = (_HERE / "page.html").read_text(encoding="utf-8")
+    data = {"title": title, "assets": [_entry(out_dir, asset) for asset in assets]}
+    path = out_dir / "index.html"
+    path.write_text(page.replace("{{DATA}}", _script_json(data)), encoding="utf-8")
+    return path
+
+
+def _entry(out_dir, asset):
+    folder = out_dir / asset["folder"]
+    glb = folder / "mesh.glb"
+    if glb.exists():
+        _write_mesh_script(glb)
+    numbers = {"seed": asset.get("seed"), **asset.get("metrics", {})}
+    return {
+        "folder": asset["folder"],
+        "prompt": asset["prompt"],
+        # JSON has no NaN, and a metric that is none has nothing to sort by.
+        "numbers": {k: v for k, v in numbers.items() if v is not None and math.isfinite(v)},
+        "views": (folder / "views.png").exists(),
+        "files": [name for name in _DOWNLOADS if (folder / name).exists()],
+    }
+
+
+def _write_mesh_script(glb):
+    """`mesh.js`: the bytes of `mesh.glb` for a page that may not read files."""
+    script = glb.with_suffix(".js")
+    if script.exists() and script.stat().st_mtime_ns >= glb.stat().st_mtime_ns:
+        return
+    encoded = base64.b64encode(glb.read_bytes()).decode()
+    script.write_text(f'window.jax3dMesh("{encoded}");\n', encoding="ascii")
+
+
+def _script_json(data):
+    """JSON that cannot end the script element it stands in."""
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,0 +1,152 @@
+"""The gallery's page: names, escaping, the mesh script, and the page itself in a browser."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from jax3d import gallery, image
+from jax3d.mesh import write_glb
+from jax3d.types import Mesh
+
+HOSTILE = [
+    '</script><script>document.title = "owned"</script>',
+    "<img src=x onerror=\"document.title='owned'\">",
+    "../../etc/passwd",
+    "a \u2028 line, a quote ' and \" and a \\ backslash & an &amp; entity {{DATA}}",
+    "un château 城堡 🏰",
+    "",
+    "x" * 5000,
+    "CON",
+]
+
+
+def write_assets(folder, prompts):
+    """A tetrahedron and a strip of four pictures for each prompt."""
+    corners = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], np.float32) * 0.4
+    faces = np.array([[0, 1, 2], [0, 2, 3], [0, 3, 1], [1, 3, 2]])
+    assets = []
+    for i, prompt in enumerate(prompts):
+        name = gallery.slug(prompt, i)
+        (folder / name).mkdir()
+        mesh = Mesh(corners, faces, colors=np.tile(np.array([0.8, 0.2, 0.1], np.float32), (4, 1)))
+        write_glb(folder / name / "mesh.glb", mesh)
+        image.write_png(folder / name / "views.png", np.full((16, 64, 3), 0.5))
+        assets.append({"folder": name, "prompt": prompt, "seed": i, "metrics": {"psnr": 20.0 - i}})
+    return assets
+
+
+def page_data(page):
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r'<script id="data" type="application/json">(.*?)</script>', text, re.S)
+    assert len(found) == 1
+    return json.loads(found[0])
+
+
+def test_slug_is_readable():
+    assert gallery.slug("A red chair, with ARMRESTS!", 7) == "0007-a-red-chair-with-armrests"
+    assert gallery.slug("un château", 12345) == "12345-un-chateau"
+
+
+@pytest.mark.parametrize("prompt", HOSTILE)
+def test_slug_is_a_safe_name_whatever_the_prompt(prompt):
+    name = gallery.slug(prompt, 3)
+    assert re.fullmatch(r"0003-[a-z0-9]([a-z0-9-]*[a-z0-9])?", name)
+    assert len(name) <= 53
+    assert gallery.slug(prompt, 4) != name
+
+
+def test_page_holds_the_prompts_as_data_only(tmp_path):
+    page = gallery.write_gallery(tmp_path, write_assets(tmp_path, HOSTILE), title="<b>all</b>")
+    data = page_data(page)
+    assert [asset["prompt"] for asset in data["assets"]] == HOSTILE
+    assert data["title"] == "<b>all</b>"
+    text = page.read_text(encoding="utf-8")
+    assert "owned" in text  # as data
+    assert "<img src=x" not in text
+    assert "<b>all" not in text
+    assert "http" not in re.sub(r'http-equiv="Content', "", text)  # nothing from a network
+
+
+def test_mesh_script_carries_the_glb(tmp_path):
+    assets = write_assets(tmp_path, ["a chair"])
+    gallery.write_gallery(tmp_path, assets)
+    folder = tmp_path / assets[0]["folder"]
+    encoded = re.fullmatch(r'window\.jax3dMesh\("(.*)"\);\n', (folder / "mesh.js").read_text())
+    assert base64.b64decode(encoded[1]) == (folder / "mesh.glb").read_bytes()
+    assert (tmp_path / "viewer" / "viewer.min.js").stat().st_size > 1e5
+    assert "MIT" in (tmp_path / "viewer" / "LICENSE.three").read_text()
+
+
+def test_an_asset_without_files_or_with_bad_numbers_is_still_listed(tmp_path):
+    bare = {"folder": "0000-none", "prompt": "none", "metrics": {"psnr": float("nan"), "clip": 0.5}}
+    (asset,) = page_data(gallery.write_gallery(tmp_path / "new", [bare]))["assets"]
+    assert asset["numbers"] == {"clip": 0.5}
+    assert asset["files"] == []
+    assert asset["views"] is False
+
+
+@pytest.mark.parametrize("folder", ["../up", "a/b", "", ".hidden", "a b", "c:d", 'x"y'])
+def test_unsafe_folders_are_refused(tmp_path, folder):
+    with pytest.raises(ValueError, match="no safe folder name"):
+        gallery.write_gallery(tmp_path, [{"folder": folder, "prompt": "x"}])
+
+
+def test_folders_are_unique(tmp_path):
+    with pytest.raises(ValueError, match="share a folder"):
+        gallery.write_gallery(tmp_path, [{"folder": "0-a", "prompt": "x"}] * 2)
+
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
+)
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--window-size=900,700",
+    "--virtual-time-budget=10000",
+]
+
+
+def browse(url, profile, *flags):
+    done = subprocess.run(
+        [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", *flags, url],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=240,
+    )
+    return done.stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_page_works_from_disk_in_a_browser(tmp_path):
+    site = tmp_path / "site"
+    site.mkdir()
+    assets = write_assets(site, [*HOSTILE[:5], *["a chair"] * 60])
+    page = gallery.write_gallery(site, assets, title="sixty-five")
+    url = f"{page.as_uri()}#{assets[0]['folder']}"  # a link to an asset opens its 3D view
+    dom = browse(url, tmp_path / "profile", "--dump-dom")
+    assert "<title>sixty-five</title>" in dom
+    assert "owned</" not in re.sub(r"<script.*?</script>", "", dom, flags=re.S)
+    assert dom.count('<article class="card"') >= 48
+    assert re.search(r'<dialog[^>]*data-state="ready"', dom), re.findall(r"<dialog[^>]*>", dom)
+    assert dom.count("<canvas") == 1
+
+    shot = tmp_path / "shot.png"
+    browse(url, tmp_path / "profile", f"--screenshot={shot}")
+    red, green, blue = np.moveaxis(image.read_image(shot), -1, 0)
+    assert ((red > 0.4) & (green < 0.3) & (blue < 0.3)).mean() > 0.01  # the tetrahedron's colour
