@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from jax3d.camera import project
 from jax3d.types import Camera, Look, Mesh, Render
 
 _EDGE = 1e-4
@@ -72,7 +71,7 @@ def render_mesh(
     without colours is white.
     """
     fine = (size[0] * supersample, size[1] * supersample)
-    pixels, depths = (np.asarray(x) for x in project(camera, jnp.asarray(mesh.vertices), fine))
+    pixels, depths = _project(camera, mesh.vertices, fine)
     eyes = np.asarray(camera.c2w)[:, :3, 3]
     normals = vertex_normals(mesh.vertices, mesh.faces)
     views = len(eyes)
@@ -134,6 +133,18 @@ def vertex_normals(
     corner = place.reshape(-1)[faces.reshape(-1)]
     summed = np.stack([np.bincount(corner, x, minlength=len(vertices)) for x in normal.T], axis=-1)
     return _unit(summed)[place.reshape(-1)].astype(vertices.dtype)
+
+
+def _project(camera, x, size):
+    """`camera.project` in NumPy, which need not compile for each mesh's number of vertices."""
+    height, width = size
+    c2w, fovy = np.asarray(camera.c2w, np.float64), np.asarray(camera.fovy, np.float64)
+    local = (x - c2w[:, None, :3, 3]) @ c2w[:, :3, :3]
+    depth = -local[..., 2]
+    scale = height / 2 / (np.where(depth > 1e-6, depth, 1.0) * np.tan(fovy / 2)[:, None])
+    column = width / 2 + scale * local[..., 0]
+    row = height / 2 - scale * local[..., 1]
+    return np.stack([column, row], axis=-1), depth
 
 
 def _visible(faces, pixels, depths, size):
