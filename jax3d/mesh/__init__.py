@@ -71,5 +71,5 @@ def build(density: Field, color: Field, bound: float, config: MeshConfig) -> Mes
     mesh = extract_surface(density, grid, level, bound, config.chunk)
     mesh = simplify(drop_floaters(mesh, config.min_area), config.faces)
     mesh = unwrap(mesh, config.texture)
-    two_cells = 4 * bound / (config.resolution - 1)
-    return bake(mesh, density, color, config.texture, two_cells, config.chunk)
+    four_cells = 8 * bound / (config.resolution - 1)
+    return bake(mesh, density, color, config.texture, four_cells, config.chunk)

@@ -23,9 +23,10 @@ def bake(
 ) -> Mesh:
     """Give an unwrapped mesh the colours of a field, sRGB, as a `texture`-pixel square.
 
-    `depth`, metres, is how far to either side of the surface the short ray reaches: about two
-    cells of the grid that the mesh came from. Texels of no face repeat the nearest one that has
-    a colour, so filtering and mip levels never mix in a background.
+    `depth`, metres, is the length of the short ray, a quarter of it outside: about four cells of
+    the grid that the mesh came from, less than what may lie in front of the surface. Texels of
+    no face repeat the nearest one that has a colour, so filtering and mip levels never mix in a
+    background.
     """
     face, pixel, barycentric = fill(_to_pixels(mesh.uvs, texture)[mesh.faces], (texture, texture))
     pixel, first = np.unique(pixel, return_index=True)
@@ -46,12 +47,12 @@ def bake(
 
 
 def _look_inwards(density, color, point, normal, depth, chunk) -> Float[np.ndarray, "n 3"]:
-    """Composite colours from `depth` outside the points to `depth` inside."""
-    step = 2 * depth / _SAMPLES
+    """Composite colours from a quarter of `depth` outside the points to three quarters inside."""
+    step = depth / _SAMPLES
     total = np.zeros((len(point), 3), np.float32)
     weights = np.zeros((len(point), 1), np.float32)
     transmittance = np.ones((len(point), 1), np.float32)
-    for offset in depth - step * (np.arange(_SAMPLES) + 0.5):
+    for offset in depth / 4 - step * (np.arange(_SAMPLES) + 0.5):
         x = (point + offset * normal).astype(np.float32)
         clear = np.exp(-step * np.maximum(evaluate(density, x, chunk), 0.0))[:, None]
         weight = transmittance * (1.0 - clear)

@@ -226,7 +226,7 @@ def test_bake_takes_the_colour_that_a_ray_would_show():
     """The field is red at the mesh's surface, but clear there: what is seen is the blue body."""
     mesh = meshing.unwrap(meshing.simplify(extract(sphere, resolution=32), 300), 64)
     center = np.array([0.1, 0.0, -0.05])
-    depth, skin = 0.1, 0.05
+    depth, skin = 0.15, 0.05
 
     def inside(x):
         return RADIUS - np.linalg.norm(x - center, axis=-1)
