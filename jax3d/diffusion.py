@@ -138,7 +138,24 @@ class Grid(NamedTuple):
     next_sigma: Float[Array, " N"]
 
 
-Spacing = Literal["leading", "trailing"]
+Spacing = Literal["leading", "trailing", "linspace"]
+
+
+def timesteps(total: int, steps: int, spacing: Spacing, offset: int = 0) -> np.ndarray:
+    """`steps` of `total` timesteps, noisiest first (Lin et al. 2023, table 2).
+
+    "leading" counts up from `offset` in whole strides, "trailing" down from the last timestep,
+    "linspace" takes both ends and is not rounded.
+    """
+    if not 1 <= steps <= total:
+        raise ValueError(f"steps={steps}: a schedule of {total} timesteps takes 1 to {total} steps")
+    match spacing:
+        case "leading":
+            return np.arange(steps)[::-1] * (total // steps) + offset
+        case "trailing":
+            return np.round(total - np.arange(steps) * total / steps).astype(int) - 1
+        case "linspace":
+            return np.linspace(0, total - 1, steps)[::-1]
 
 
 def grid(
@@ -149,29 +166,35 @@ def grid(
     offset: int = 0,
     final_abar: float = 1.0,
 ) -> Grid:
-    """`steps` integer timesteps of a schedule, evenly spaced, noisiest first.
+    """Whole timesteps of a schedule, each step leading T // steps of them down.
 
-    "leading" counts up from `offset`, "trailing" down from T - 1 (Lin et al. 2023, table 2). Each
-    step leads T // steps timesteps down, the last one to `final_abar`.
+    `final_abar` stands for the levels before the first timestep.
     """
     abar = np.asarray(alphas_cumprod, np.float64)
-    total = len(abar)
-    if not 1 <= steps <= total:
-        raise ValueError(f"steps={steps}: a schedule of {total} timesteps takes 1 to {total} steps")
-    stride = total // steps
-    match spacing:
-        case "leading":
-            t = np.arange(steps)[::-1] * stride + offset
-        case "trailing":
-            t = np.round(total - np.arange(steps) * total / steps).astype(int) - 1
-    down = t - stride
+    t = np.round(timesteps(len(abar), steps, spacing, offset)).astype(np.int32)
+    down = t - len(abar) // steps
     next_abar = np.where(down >= 0, abar[np.maximum(down, 0)], final_abar)
-    next_abar[-1] = final_abar
-    return _grid(t.astype(np.int32), abar[t], next_abar)
+    levels = (np.sqrt(x) for x in (abar[t], 1 - abar[t], next_abar, 1 - next_abar))
+    return Grid(jnp.asarray(t), *(jnp.asarray(x, jnp.float32) for x in levels))
 
 
-def _grid(t, abar, next_abar) -> Grid:
-    levels = (np.sqrt(x) for x in (abar, 1 - abar, next_abar, 1 - next_abar))
+def noise_ratios(alphas_cumprod: Float[Array, " T"]) -> np.ndarray:
+    """sigma / alpha, the noise level of Karras et al., at each timestep."""
+    abar = np.asarray(alphas_cumprod, np.float64)
+    return np.sqrt((1 - abar) / abar)
+
+
+def karras(low: float, high: float, steps: int, rho: float = 7.0) -> np.ndarray:
+    """Noise ratios from `high` to `low` (Karras et al. 2022, eq. 5)."""
+    ramp = np.linspace(0, 1, steps)
+    return (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+
+
+def ratio_grid(ratios: np.ndarray, t: np.ndarray) -> Grid:
+    """The grid through given noise ratios sigma / alpha, and at last to no noise at all."""
+    ends = np.append(ratios, 0.0)
+    alpha = 1 / np.sqrt(1 + ends**2)
+    levels = (alpha[:-1], (alpha * ends)[:-1], alpha[1:], (alpha * ends)[1:])
     return Grid(jnp.asarray(t), *(jnp.asarray(x, jnp.float32) for x in levels))
 
 
@@ -219,3 +242,68 @@ def ddim_step(
     fresh = eta * at.next_sigma / at.sigma * jnp.sqrt(jnp.maximum(drop, 0.0))
     kept = jnp.sqrt(jnp.maximum(at.next_sigma**2 - fresh**2, 0.0))
     return at.next_alpha * x0 + kept * eps + fresh * noise
+
+
+def dpmpp_2m(
+    denoise: Callable[[Array, Array], Array],
+    z: Float[Array, "..."],
+    grid: Grid,
+    *,
+    prediction: Prediction = "eps",
+) -> Float[Array, "..."]:
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, algorithm 2); arguments as `ddim`.
+
+    x0 is extrapolated along the log signal-to-noise ratio from the last two estimates. The first
+    and the last step are of first order.
+    """
+    log_snr = jnp.log(grid.alpha / grid.sigma)
+    gaps = jnp.diff(log_snr)
+    ahead = jnp.zeros_like(log_snr).at[1:-1].set(gaps[1:] / gaps[:-1] / 2)
+
+    def step(carry, inputs):
+        z, before = carry
+        at, ahead = inputs
+        x0, _ = x0_and_eps(denoise(z, at.t), z, at.alpha, at.sigma, prediction)
+        mean = x0 + ahead * (x0 - before)
+        return (ddim_step(mean, (z - at.alpha * mean) / at.sigma, at), x0), None
+
+    return lax.scan(step, (z, jnp.zeros_like(z)), (grid, ahead))[0][0]
+
+
+def plms(
+    denoise: Callable[[Array, Array], Array],
+    z: Float[Array, "..."],
+    grid: Grid,
+    *,
+    prediction: Prediction = "eps",
+) -> Float[Array, "..."]:
+    """Pseudo linear multistep (Liu et al. 2022, arXiv:2202.09778); arguments as `ddim`.
+
+    Adams-Bashforth of order 4 on eps. The first step is taken twice, the second time with the
+    mean of eps at both of its ends, so N steps call the network N + 1 times; N is at least 2.
+    """
+    steps = len(grid.t)
+    mix = np.zeros((steps + 1, 4))
+    mix[4:] = np.array([55, -59, 37, -9]) / 24
+    for row, weights in enumerate(
+        ([1], [1 / 2, 1 / 2], [3 / 2, -1 / 2], [23 / 12, -4 / 3, 5 / 12])
+    ):
+        mix[row : row + 1, : len(weights)] = weights
+    seen_at = np.r_[0, 1, 1:steps]
+    leaves_from = np.r_[0, 0, 1:steps]
+
+    def step(carry, inputs):
+        z, start, history = carry
+        seen, at, mix, again = inputs
+        _, eps = x0_and_eps(denoise(z, seen.t), z, seen.alpha, seen.sigma, prediction)
+        estimates = jnp.concatenate([eps[None], history])
+        eps = jnp.tensordot(mix, estimates, axes=1, precision="highest")
+        origin = jnp.where(again, start, z)
+        x0 = (origin - at.sigma * eps) / at.alpha
+        history = jnp.where(again, history, estimates[:-1])
+        return (ddim_step(x0, eps, at), origin, history), None
+
+    rows = [jax.tree.map(lambda x, i=i: x[i], grid) for i in (seen_at, leaves_from)]
+    again = jnp.arange(steps + 1) == 1
+    start = (z, z, jnp.zeros((3, *z.shape), z.dtype))
+    return lax.scan(step, start, (*rows, jnp.asarray(mix, z.dtype), again))[0][0]

@@ -1,0 +1,144 @@
+"""Sampling as a checkpoint folder asks for it: diffusers' `scheduler_config.json`.
+
+The file names a scheduler; here it becomes a noise schedule, a kind of prediction and a sampler
+of `diffusion.py`. All samplers here walk variance-preserving z; diffusers' Euler schedulers hold
+z / alpha instead.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from jax3d import diffusion
+from jax3d.diffusion import Grid, Prediction
+
+
+class Sampler(NamedTuple):
+    """How to draw a sample."""
+
+    grid: Grid
+    sample: Callable[..., Array]
+    """`sample(denoise, z, grid, prediction=...) -> z`, with `key` where `stochastic`"""
+    stochastic: bool
+    start: float
+    """Standard deviation of the z to start from."""
+
+
+def alphas_cumprod(config: Mapping[str, Any]) -> Float[Array, " T"]:
+    """abar of a scheduler's config."""
+    total = config.get("num_train_timesteps", 1000)
+    ends = (config.get("beta_start", 1e-4), config.get("beta_end", 0.02))
+    match config.get("beta_schedule", "linear"):
+        case "linear":
+            abar = diffusion.linear(total, *ends)
+        case "scaled_linear":
+            abar = diffusion.scaled_linear(total, *ends)
+        case "squaredcos_cap_v2":
+            abar = diffusion.cosine(total)
+        case other:
+            raise ValueError(
+                f"scheduler_config.json: beta_schedule {other!r} is not known; "
+                "known are linear, scaled_linear and squaredcos_cap_v2"
+            )
+    if config.get("rescale_betas_zero_snr", False):
+        abar = diffusion.zero_terminal_snr(abar)
+    return abar
+
+
+def prediction(config: Mapping[str, Any]) -> Prediction:
+    """What the network of a scheduler's config predicts."""
+    names = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+    name = config.get("prediction_type", "epsilon")
+    if name not in names:
+        raise ValueError(
+            f"scheduler_config.json: prediction_type {name!r} is not known; "
+            f"known are {', '.join(names)}"
+        )
+    return names[name]
+
+
+def sampler(config: Mapping[str, Any], steps: int) -> Sampler:
+    """The sampler that a scheduler's config names."""
+    abar = alphas_cumprod(config)
+    clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample", True) else None
+    match config.get("_class_name"):
+        case "DDIMScheduler":
+            return Sampler(
+                _grid(config, abar, steps), partial(diffusion.ddim, clip=clip), False, 1.0
+            )
+        case "DDPMScheduler":
+            sample = partial(diffusion.ddim, eta=1.0, clip=clip)
+            return Sampler(_grid(config, abar, steps), sample, True, 1.0)
+        case "PNDMScheduler":
+            return Sampler(_grid(config, abar, steps), diffusion.plms, False, 1.0)
+        case "EulerDiscreteScheduler":
+            grid = _euler_grid(config, abar, steps)
+            return Sampler(grid, diffusion.ddim, False, _euler_start(config, grid))
+        case "EulerAncestralDiscreteScheduler":
+            grid = _euler_grid(config, abar, steps)
+            sample = partial(diffusion.ddim, eta=1.0)
+            return Sampler(grid, sample, True, _euler_start(config, grid))
+        case "DPMSolverMultistepScheduler":
+            return Sampler(_dpm_grid(config, abar, steps), diffusion.dpmpp_2m, False, 1.0)
+        case other:
+            raise ValueError(
+                f"scheduler_config.json: scheduler {other!r} is not known; known are DDIM, DDPM, "
+                "PNDM, EulerDiscrete, EulerAncestralDiscrete and DPMSolverMultistep"
+            )
+
+
+def _grid(config, abar, steps) -> Grid:
+    return diffusion.grid(
+        abar,
+        steps,
+        spacing=config.get("timestep_spacing", "leading"),
+        offset=config.get("steps_offset", 0),
+        final_abar=1.0 if config.get("set_alpha_to_one", True) else float(abar[0]),
+    )
+
+
+def _euler_grid(config, abar, steps) -> Grid:
+    """Noise ratios interpolated between whole timesteps; under Karras' spacing t follows them."""
+    ratios = diffusion.noise_ratios(abar)
+    spacing = config.get("timestep_spacing", "linspace")
+    t = diffusion.timesteps(len(ratios), steps, spacing, config.get("steps_offset", 0))
+    t = t.astype(np.float32)
+    chosen = np.interp(t, np.arange(len(ratios)), ratios)
+    if config.get("use_karras_sigmas", False):
+        low = config.get("sigma_min") or chosen[-1]
+        chosen = diffusion.karras(low, config.get("sigma_max") or chosen[0], steps)
+        t = _time_of(chosen, ratios)
+    if config.get("timestep_type", "discrete") == "continuous":
+        t = 0.25 * np.log(chosen)
+    return diffusion.ratio_grid(chosen, t.astype(np.float32))
+
+
+def _euler_start(config, grid: Grid) -> float:
+    # z / alpha starts from sigma / alpha where the grid starts at the schedule's end, else from
+    # noise that reaches the variance of data plus noise.
+    at_end = config.get("timestep_spacing", "linspace") in ("linspace", "trailing")
+    return float(grid.sigma[0]) if at_end else 1.0
+
+
+def _dpm_grid(config, abar, steps) -> Grid:
+    """Whole timesteps; "linspace" and "leading" leave out the last of steps + 1."""
+    ratios = diffusion.noise_ratios(abar)
+    total, offset = len(ratios), config.get("steps_offset", 0)
+    spacing = config.get("timestep_spacing", "linspace")
+    if spacing == "trailing":
+        t = diffusion.timesteps(total, steps, spacing)
+    else:
+        t = np.round(diffusion.timesteps(total, steps + 1, spacing, offset)[:-1]).astype(int)
+    chosen = ratios[t]
+    if config.get("use_karras_sigmas", False):
+        chosen = diffusion.karras(ratios[0], ratios[-1], steps)
+        t = np.round(_time_of(chosen, ratios))
+    return diffusion.ratio_grid(chosen, t.astype(np.int32))
+
+
+def _time_of(chosen: np.ndarray, ratios: np.ndarray) -> np.ndarray:
+    """The timestep of a noise ratio, interpolated in its logarithm."""
+    return np.interp(np.log(chosen), np.log(ratios), np.arange(len(ratios)))

@@ -1,0 +1,120 @@
+"""Against tables of diffusers 0.30.3: two pixels of each step (the samplers are elementwise)."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax3d import diffusion
+from jax3d.priors import schedulers
+
+TABLES = json.loads(Path(__file__).with_name("schedulers.json").read_text())
+DETERMINISTIC = [name for name, table in TABLES.items() if "in_noises" not in table]
+STOCHASTIC = [name for name, table in TABLES.items() if "in_noises" in table]
+
+
+def load(name):
+    table = TABLES[name]
+    config = table["config"]
+    outputs = jnp.array(table["in_model_outputs"])
+    steps = len(outputs) - (config["_class_name"] == "PNDMScheduler")
+    sampler = schedulers.sampler(config, steps)
+    # diffusers' Euler schedulers hold z / alpha.
+    ratio = "Euler" in config["_class_name"]
+    return table, config, outputs, sampler, ratio
+
+
+def assert_close(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_grid(name):
+    table, config, outputs, sampler, ratio = load(name)
+    abar = schedulers.alphas_cumprod(config)[jnp.array([0, 250, 500, 998, 999])]
+    np.testing.assert_allclose(abar, table["abar"], rtol=1e-4, atol=1e-7)
+    t = np.asarray(sampler.grid.t)
+    t = t if len(t) == len(outputs) else np.r_[t[:2], t[1:]]
+    np.testing.assert_allclose(t, table["timesteps"], rtol=1e-5, atol=1e-5)
+    start = sampler.start / (sampler.grid.alpha[0] if ratio else 1)
+    np.testing.assert_allclose(start, table["init_noise_sigma"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_every_step_of_the_samplers(name):
+    table, config, outputs, sampler, ratio = load(name)
+    seen, queue = [], iter(outputs)
+
+    def denoise(z, t):
+        seen.append(z)
+        return next(queue)
+
+    with jax.disable_jit():
+        last = sampler.sample(
+            denoise,
+            jnp.array(table["scaled_inputs"][0]),
+            sampler.grid,
+            prediction=schedulers.prediction(config),
+        )
+    assert_close(jnp.stack(seen), table["scaled_inputs"])
+    scale = sampler.grid.next_alpha[:, None] if ratio else 1.0
+    assert_close(jnp.stack([*seen[1:], last]) / scale, table["prev_samples"])
+
+
+@pytest.mark.parametrize(("name", "noises", "expected", "eta"), [
+    *((name, "in_noises", "prev_samples", 1.0) for name in STOCHASTIC),
+    ("ddim_sd15", "eta07_noises", "eta07_prev", 0.7),
+])  # fmt: skip
+def test_every_step_with_given_noise(name, noises, expected, eta):
+    table, config, outputs, sampler, ratio = load(name)
+    clip = sampler.sample.keywords.get("clip")
+    z = jnp.array(table["scaled_inputs"][0])
+    for i, (output, noise) in enumerate(zip(outputs, jnp.array(table[noises]), strict=True)):
+        at = jax.tree.map(lambda x, i=i: x[i], sampler.grid)
+        prediction = schedulers.prediction(config)
+        x0, eps = diffusion.x0_and_eps(output, z, at.alpha, at.sigma, prediction)
+        if clip is not None:
+            x0 = jnp.clip(x0, -clip, clip)
+            eps = (z - at.alpha * x0) / at.sigma
+        z = diffusion.ddim_step(x0, eps, at, eta, noise)
+        assert_close(z / at.next_alpha if ratio else z, table[expected][i])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("beta_schedule", "sigmoid"), ("prediction_type", "flow"), ("_class_name", "UniPC")],
+)
+def test_unknown_names_are_told(field, value):
+    config = TABLES["ddim_sd15"]["config"] | {field: value}
+    with pytest.raises(ValueError, match=f"'{value}' is not known"):
+        schedulers.sampler(config, 4), schedulers.prediction(config)
+
+
+def test_dpmpp_and_plms_converge_faster_than_ddim():
+    # The flow of N(mean, std^2) data; see the test of DDIM.
+    config = TABLES["dpmpp2m"]["config"]
+    abar = schedulers.alphas_cumprod(config)
+    mean, std, z = 0.3, 0.5, jnp.array([-1.5, 0.2, 1.0])
+
+    def denoise(z, t):
+        a = abar[t]
+        return jnp.sqrt(1 - a) * (z - jnp.sqrt(a) * mean) / (a * std**2 + 1 - a)
+
+    def error(sample, grid):
+        # Without the last step, which is of first order in all of them.
+        path = jax.tree.map(lambda x: x[:-1], grid)
+        stds = [
+            jnp.sqrt(alpha**2 * std**2 + sigma**2)
+            for alpha, sigma in ((path.alpha, path.sigma), (path.next_alpha, path.next_sigma))
+        ]
+        kept = (z - path.alpha[0] * mean) / stds[0][0]
+        exact = path.next_alpha[-1] * mean + stds[1][-1] * kept
+        return float(jnp.max(jnp.abs(sample(denoise, z, path) - exact)))
+
+    even = schedulers.sampler(config, 25).grid
+    assert error(diffusion.dpmpp_2m, even) < error(diffusion.ddim, even) / 3
+    even = diffusion.grid(abar, 25, spacing="leading", offset=1)
+    assert error(diffusion.plms, even) < error(diffusion.ddim, even) / 3
