@@ -18,7 +18,7 @@ from jax3d.optimize import asset
 from jax3d.optimize.asset import AssetConfig, Stage
 from jax3d.types import Knobs, Ramp
 
-Numbers = tuple[float, ...]
+Values = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,16 @@ class KnobValues:
     the step at which the movement begins and the steps that it takes.
     """
 
-    lr: Numbers = (1.0,)
-    guidance_scale: Numbers = (10.0,)
-    t_min: Numbers = (0.02,)
-    t_max: Numbers = (0.98, 0.5)
-    lambda_sds: Numbers = (1.0,)
-    lambda_opacity: Numbers = (0.0,)
-    lambda_sparsity: Numbers = (0.0,)
-    lambda_orient: Numbers = (0.0,)
-    lambda_normal: Numbers = (0.0,)
-    lambda_tv: Numbers = (0.0,)
+    lr: Values = (1.0,)
+    guidance_scale: Values = (10.0,)
+    t_min: Values = (0.02,)
+    t_max: Values = (0.98, 0.5)
+    lambda_sds: Values = (1.0,)
+    lambda_opacity: Values = (0.0,)
+    lambda_sparsity: Values = (0.0,)
+    lambda_orient: Values = (0.0,)
+    lambda_normal: Values = (0.0,)
+    lambda_tv: Values = (0.0,)
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
@@ -102,7 +102,7 @@ class Recipe:
         )
 
 
-def _ramp(name: str, numbers: Numbers, steps: int) -> Ramp:
+def _ramp(name: str, numbers: Values, steps: int) -> Ramp:
     match numbers:
         case (constant,):
             return Ramp.of(constant)

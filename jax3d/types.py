@@ -9,11 +9,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, UInt
 
 Params = Any
 """A pytree of arrays."""
+
+
+Numbers = jax.Array | np.ndarray
+"""Leaves of structures that also live on the host."""
 
 
 @struct.dataclass
@@ -24,15 +29,15 @@ class Camera:
     top of them. Critics and view-dependent prompts read the orbit, the renderer reads `c2w`.
     """
 
-    c2w: Float[Array, "*v 4 4"]
+    c2w: Float[Numbers, "*v 4 4"]
     """Camera-to-world, OpenGL axes."""
-    fovy: Float[Array, "*v"]
+    fovy: Float[Numbers, "*v"]
     """Vertical field of view, radians."""
-    azimuth: Float[Array, "*v"]
+    azimuth: Float[Numbers, "*v"]
     """Radians; 0 looks at the object's front (from world +x), growing counter-clockwise."""
-    elevation: Float[Array, "*v"]
+    elevation: Float[Numbers, "*v"]
     """Radians above the horizon."""
-    radius: Float[Array, "*v"]
+    radius: Float[Numbers, "*v"]
     """Distance from the orbit's centre, metres."""
 
 
@@ -128,6 +133,8 @@ class Condition:
     """No leading axis: the unconditional (or negative) prompt."""
     plain: TextCond | None = None
     """No leading axis: the prompt without view words; needed where words do not tell the view."""
+    negative: TextCond | None = None
+    """No leading axis: what the image shall not be, beside the null text (NFSD)."""
 
 
 @struct.dataclass

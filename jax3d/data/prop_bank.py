@@ -5,6 +5,7 @@ read memory-mapped.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +59,8 @@ def draw_specs(config: BankConfig) -> np.ndarray:
     return np.array([pool[int(d * len(pool))] for pool, d in zip(chosen, draws, strict=True)])
 
 
-def _render_chunk(size, scene, camera, keys):
+@functools.partial(jax.jit, static_argnums=0)
+def _draw(size, scene, camera, keys):
     def one(args):
         scene, camera, key = args
         k_light, k_ambient = jax.random.split(key)
@@ -112,11 +114,12 @@ def _render_bank(folder: Path, config: BankConfig, report: Callable[[int], None]
     shape = (config.images, config.size, config.size, 4)
     images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
     chunk = min(512, config.images)
-    draw = jax.jit(_render_chunk, static_argnums=0)
     for done in range(0, config.images, chunk):
         # The last chunk overlaps the one before, so that every chunk is the same program.
         at = slice(min(done, config.images - chunk), min(done, config.images - chunk) + chunk)
-        images[at] = draw(config.size, *jax.tree.map(lambda x, at=at: x[at], (scene, camera, keys)))
+        images[at] = _draw(
+            config.size, *jax.tree.map(lambda x, at=at: x[at], (scene, camera, keys))
+        )
         report(at.stop)
     images.flush()
     np.savez(
@@ -142,3 +145,16 @@ def over_random_ground(key: Key, rgba: UInt8[Array, "n S S 4"]) -> Float[Array, 
     level = jnp.where(jax.random.uniform(k_white, (n,)) < 0.5, 1.0, level)[:, None, None, None]
     rgba = rgba.astype(jnp.float32) / 255.0
     return rgba[..., :3] * rgba[..., 3:] + level * (1.0 - rgba[..., 3:])
+
+
+def ground_truth(
+    chosen: list[props.Spec], seed: int, camera: Camera, size: int
+) -> Float[np.ndarray, "n v size size 3"]:
+    """What objects really look like to cameras `[v]`, over white: the ceiling of every score."""
+    n, v = len(chosen), len(camera.fovy)
+    scenes = jax.tree.map(lambda x: np.repeat(x, v, 0), props.build(chosen, seed))
+    around = jax.tree.map(lambda x: jnp.tile(x, (n,) + (1,) * (x.ndim - 1)), camera)
+    keys = jax.random.split(jax.random.key(seed), n * v)
+    rgba = np.asarray(_draw(size, scenes, around, keys), np.float32) / 255.0
+    rgb = rgba[..., :3] * rgba[..., 3:] + 1.0 - rgba[..., 3:]
+    return rgb.reshape(n, v, size, size, 3)

@@ -235,7 +235,7 @@ def table(p: Parts):
 def lamp(p: Parts):
     stem = p.u(0.38, 0.48) * p.pick("tall", 1.7, 1.0)
     low, high, h = p.u(0.42, 0.52), p.u(0.20, 0.28), p.u(0.24, 0.30)
-    base = np.where((p.u(0, 1) < 0.5)[:, None], np.array(BARK), np.array(DARK))
+    base = np.where((p.u(0.0, 1.0) < 0.5)[:, None], np.array(BARK), np.array(DARK))
     round_ = p.has["round"]
     p.cone((0, 0, -2 * stem), 0.32, 0.26, 0.05, base, edge=0.03)
     p.cone((0, 0, -stem), 0.055, 0.055, stem, base)
@@ -350,7 +350,7 @@ def _windows(p: Parts, x, y, z, size=0.11):
 def house(p: Parts):
     w, d = p.u(0.50, 0.56), p.u(0.48, 0.60) * p.pick("long", 1.6, 1.0)
     h = p.u(0.36, 0.42) * p.pick("tall", 1.7, 1.0)
-    wall = np.where((p.u(0, 1) < 0.6)[:, None], np.array(CREAM), np.array(WHITE))
+    wall = np.where((p.u(0.0, 1.0) < 0.6)[:, None], np.array(CREAM), np.array(WHITE))
     slope = w * np.sqrt(0.5)
     p.box((0, 0, 0), (d, w, h), wall)
     p.box((0, 0, h - 0.03), (d, slope, slope), wall, turn=(45, 0, 0))

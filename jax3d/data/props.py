@@ -49,7 +49,8 @@ _PHRASES = {
 }
 """Attributes that follow the noun; all others are adjectives before it."""
 
-_FUNCTION_WORDS = frozenset("a an the of with and that is in it has on photo model 3d view".split())
+_FUNCTION_WORDS = {"a", "an", "the", "of", "with", "and", "that", "is", "in", "it", "has", "on"}
+_FUNCTION_WORDS |= {"photo", "model", "3d", "view"}
 VIEW_WORDS = ("side", "front", "back", "overhead")
 WORDINGS = 7
 MAX_WORDS = 8
@@ -257,6 +258,6 @@ def render(
 
 
 def sample_light(key: Key, camera: Camera) -> Float[Array, "3"]:
-    """A light above and around one camera's shoulder: tied to the camera, so it tells no azimuth."""
+    """A light around one camera's shoulder; tied to the camera, it tells no azimuth."""
     toward = camera.c2w[:3, 2] + 0.45 * jax.random.normal(key, (3,)) + jnp.array([0.0, 0.0, 0.5])
     return toward / jnp.linalg.norm(toward)

@@ -63,11 +63,6 @@ def _embed(params: Params, rgb: Array, ids: Array, bins: int):
     return logits / jnp.exp(jnp.minimum(params["log_scale"], 4.6)), azimuth
 
 
-def bin_of(azimuth, bins: int):
-    """Index of the azimuth bin (bin 0 is centred on the front)."""
-    return jnp.round(azimuth * bins / (2 * jnp.pi)).astype(jnp.int32) % bins
-
-
 def judge(
     params: Params,
     rgb: Float[np.ndarray, "n H W 3"],

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from jax3d.types import Rays
+from jax3d.types import Numbers, Rays
 
 SLOTS = {"box": 14, "cone": 12, "ellipsoid": 12, "torus": 2}
 """Primitives of each kind in a scene, in the order of the primitive axis."""
@@ -28,21 +28,21 @@ _STEP = 0.9
 
 @struct.dataclass
 class Scene:
-    """`P = sum(SLOTS.values())` primitives; leading axes are free."""
+    """Primitives, `P = sum(SLOTS.values())` of them on the last leading axis."""
 
-    center: Float[Array, "*b P 3"]
-    rotation: Float[Array, "*b P 3 3"]
+    center: Float[Numbers, "*p 3"]
+    rotation: Float[Numbers, "*p 3 3"]
     """Local to world."""
-    shape: Float[Array, "*b P 4"]
+    shape: Float[Numbers, "*p 4"]
     """box: half sides and rounding; cone: radius below, above, half height, rounding;
     ellipsoid: radii; torus: large and small radius (axis z)."""
-    role: Int[Array, "*b P"]
+    role: Int[Numbers, "*p"]
     """EMPTY, ADD, CARVE or LATE."""
-    color: Float[Array, "*b P 2 3"]
+    color: Float[Numbers, "*p 2 3"]
     """sRGB in [0, 1]; the second shows in the pattern."""
-    pattern: Int[Array, "*b P"]
+    pattern: Int[Numbers, "*p"]
     """PLAIN, STRIPES (across local z) or SPOTS."""
-    period: Float[Array, "*b P"]
+    period: Float[Numbers, "*p"]
     """Length of the pattern's period in the primitive's own units."""
 
 

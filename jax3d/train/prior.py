@@ -41,6 +41,9 @@ class PriorTraining:
     decay: float = 0.3
     """Share of the steps, at the end, over which the rate falls to zero."""
     ema: float = 0.999
+    time_power: float = 0.5
+    """Timesteps are T u^time_power for uniform u: below 1 it favours noisy ones, where shape and
+    view are decided."""
     drop_text: float = 0.12
     tell_camera: float = 0.75
     """Share of turntable views whose camera is told; the others are told a view word."""
@@ -94,7 +97,7 @@ def make(config: PriorTraining):
         z = 2.0 * prop_bank.over_random_ground(k_ground, rgba) - 1.0
         b = z.shape[0]
         spread = (jnp.arange(b) + jax.random.uniform(k_time)) / b
-        t = jnp.floor(spread * alphas_cumprod.shape[0]).astype(jnp.int32)
+        t = jnp.floor(spread**config.time_power * alphas_cumprod.shape[0]).astype(jnp.int32)
         t = jax.random.permutation(k_time, t)
         noise = jax.random.normal(k_noise, z.shape)
         z_t = diffusion.q_sample(alphas_cumprod, z, t, noise)

@@ -1,0 +1,112 @@
+"""How good are the assets? One fixed recipe over held-out prompts, beside the scorer's ceiling.
+
+    python benchmarks/quality.py [--prompts FILE] [--json FILE] [--out DIR] [--config FILE]
+
+The ceiling is what the scorer makes of ground-truth renders of the same prompts from the same
+cameras. `--prompts` takes one prompt a line, in words of the prop world.
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from jax3d import generate as generation
+from jax3d import recipe as recipes
+from jax3d.data import prop_bank, props
+from jax3d.metrics import scorer
+from jax3d.priors import props as embedded
+
+HERE = Path(__file__).parent
+CEILING_SEEDS = range(500, 504)
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Options."""
+
+    prompts: Path = HERE / "prompts_held_out.txt"
+    json: Path | None = None
+    """Where to write the figures."""
+    out: Path = Path("out/quality")
+    config: Path | None = None
+    prior: Path = embedded.WEIGHTS
+    batch: int = 4
+    """Assets in one program."""
+    seed: int = 100
+
+
+def read_prompts(path: Path) -> tuple[list[str], list[props.Spec]]:
+    """The prompts of a file and what they spell out."""
+    prompts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    parsed = [props.parse(p) for p in prompts]
+    if bad := [p for p, s in zip(prompts, parsed, strict=True) if s is None]:
+        raise ValueError(f"{path}: these name no class and colour of the prop world: {bad}")
+    return prompts, parsed
+
+
+def score(judge, views: np.ndarray, specs: list[props.Spec], azimuth: np.ndarray) -> scorer.Scores:
+    """The scorer's figures of `[n, v, H, W, 3]` against all held-out captions and their own."""
+    own = [props.caption(s) for s in specs]
+    others = [props.caption(s) for s in props.specs() if props.is_held_out(s)]
+    captions = list(dict.fromkeys([*own, *others]))
+    n, v = views.shape[:2]
+    each = [s for s in specs for _ in range(v)]
+    flat = views.reshape(n * v, *views.shape[2:])
+    verdict = scorer.judge(judge, flat, captions, [s.name for s in each])
+    index = np.array([captions.index(c) for c in own]).repeat(v)
+    return scorer.scores(verdict, index, each, np.tile(azimuth, n))
+
+
+def main(args: Args) -> None:
+    """Prints the table."""
+    prompts, specs = read_prompts(args.prompts)
+    recipe = recipes.load(args.config) if args.config else recipes.Recipe()
+    critic, judge = embedded.open_critic(args.prior), scorer.load()
+    console = Console()
+    around = generation.views_around(8, recipe.pictures.elevation)
+    azimuth = np.asarray(around.azimuth)
+
+    started, views, records = time.perf_counter(), [], []
+    for first in range(0, len(prompts), args.batch):
+        jobs = [
+            generation.Job(p, args.seed + first + k)
+            for k, p in enumerate(prompts[first : first + args.batch])
+        ]
+        records += generation.generate(recipe, critic, jobs, args.out / f"{first:03d}")
+        for path in sorted((args.out / f"{first:03d}").glob("*/views.png")):
+            strip = generation.image.read_image(path)
+            views.append(strip.reshape(strip.shape[0], 8, -1, 3).swapaxes(0, 1))
+        console.print(f"{len(views)} of {len(prompts)}: {time.perf_counter() - started:.0f} s")
+    assets = score(judge, np.stack(views), specs, azimuth)
+    truth = np.stack(
+        [prop_bank.ground_truth(specs, seed, around, scorer.SIZE) for seed in CEILING_SEEDS]
+    )
+    ceilings = [score(judge, t, specs, azimuth) for t in truth]
+    ceiling = scorer.Scores(*np.mean(ceilings, axis=0).tolist())
+
+    table = Table("metric", "assets", "ceiling", "ratio")
+    for name, a, c in zip(assets._fields, assets, ceiling, strict=True):
+        table.add_row(name, f"{a:.3f}", f"{c:.3f}", f"{a / c:.0%}")
+    psnr = [r["metrics"].get("mesh_psnr", float("nan")) for r in records]
+    console.print(table)
+    console.print(f"GLB against field, PSNR over 8 views: {np.nanmean(psnr):.1f} dB")
+    if args.json:
+        figures = {
+            "assets": assets._asdict(),
+            "ceiling": ceiling._asdict(),
+            "mesh_psnr": psnr,
+            "prompts": prompts,
+            "seconds": time.perf_counter() - started,
+            "versions": generation.versions(),
+        }
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
