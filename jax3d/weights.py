@@ -93,6 +93,24 @@ def find_weights(folder: str | Path, stem: str) -> Path:
     raise WeightsError(f"no weights in {folder}: looked for {', '.join(names)}")
 
 
+def read_config(path: str | Path) -> dict[str, Any]:
+    """A network's JSON configuration.
+
+    Raises:
+      WeightsError: the file is missing or not a JSON object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing: is the checkpoint folder complete?")
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{path}: not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"{path}: holds a {type(config).__name__}, not a JSON object")
+    return config
+
+
 def load(path: str | Path) -> Flat:
     """The tensors of a weight file of any readable kind, told by its suffix.
 

@@ -1,0 +1,207 @@
+"""The text towers of CLIP (ViT-L, OpenCLIP H and bigG), under transformers' parameter names.
+
+Letters: b texts, l tokens, c width of the tower, p width of the shared image-text space.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jax3d import weights
+from jax3d.nn.attention import dense
+from jax3d.types import Params
+from jax3d.weights import Flat, find_weights, read_config, to_flax
+
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+}
+
+
+class TextOutput(NamedTuple):
+    """What a text tower says of a batch of texts."""
+
+    last_hidden_state: Float[Array, "b l c"]
+    """After the final norm."""
+    pooled: Float[Array, "b c"]
+    """`last_hidden_state` at the end-of-text token."""
+    hidden_states: tuple[Float[Array, "b l c"], ...]
+    """Before the final norm: the embeddings, then the state after each layer."""
+    text_embeds: Float[Array, "b p"] | None
+    """`pooled` in the shared space, if the tower has the projection."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPTextConfig:
+    """A tower as its `config.json` describes it; `with_projection` adds the shared space."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    eos_token_id: int = 2
+    projection_dim: int = 768
+    with_projection: bool = False
+    dtype: Any = jnp.float32
+
+
+class CLIPTextModel(nn.Module):
+    """A text tower."""
+
+    config: CLIPTextConfig = CLIPTextConfig()
+
+    @nn.compact
+    def __call__(self, input_ids: Int[Array, "b l"]) -> TextOutput:
+        """Reads token ids; padding is attended to like any token, as the critics learnt it."""
+        c = self.config
+        hidden_states, last = TextTransformer(c, name="text_model")(input_ids)
+        # Configs from before the end token was recorded say 2; the end has the greatest id there.
+        legacy = c.eos_token_id == 2
+        at = jnp.argmax(input_ids if legacy else input_ids == c.eos_token_id, axis=-1)
+        pooled = jnp.take_along_axis(last, at[:, None, None], axis=1)[:, 0]
+        embeds = None
+        if c.with_projection:
+            embeds = dense(c.projection_dim, c.dtype, False, "text_projection")(pooled)
+        return TextOutput(last, pooled, hidden_states, embeds)
+
+
+class TextTransformer(nn.Module):
+    """Embeddings, causal layers, final norm."""
+
+    config: CLIPTextConfig
+
+    @nn.compact
+    def __call__(
+        self, input_ids: Int[Array, "b l"]
+    ) -> tuple[tuple[Float[Array, "b l c"], ...], Float[Array, "b l c"]]:
+        """All hidden states, and the last one normalised."""
+        c = self.config
+        x = Embeddings(c, name="embeddings")(input_ids)
+        states = Layers(c, name="encoder")(x)
+        return states, _norm(c, "final_layer_norm")(states[-1])
+
+
+class Embeddings(nn.Module):
+    """Token and position tables."""
+
+    config: CLIPTextConfig
+
+    @nn.compact
+    def __call__(self, input_ids: Int[Array, "b l"]) -> Float[Array, "b l c"]:
+        """Their sum."""
+        c = self.config
+
+        def table(size, name):
+            return nn.Embed(size, c.hidden_size, dtype=c.dtype, param_dtype=c.dtype, name=name)
+
+        tokens = table(c.vocab_size, "token_embedding")(input_ids)
+        positions = jnp.arange(input_ids.shape[-1])
+        return tokens + table(c.max_position_embeddings, "position_embedding")(positions)
+
+
+class Layers(nn.Module):
+    """The stack of layers."""
+
+    config: CLIPTextConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l c"]) -> tuple[Float[Array, "b l c"], ...]:
+        """The input and the state after each layer."""
+        states = [x]
+        for i in range(self.config.num_hidden_layers):
+            states.append(Layer(self.config, name=f"layers_{i}")(states[-1]))
+        return tuple(states)
+
+
+class Layer(nn.Module):
+    """Causal self-attention and a two-layer perceptron, both residual."""
+
+    config: CLIPTextConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
+        """The next state."""
+        c = self.config
+        x = x + SelfAttention(c, name="self_attn")(_norm(c, "layer_norm1")(x))
+        return x + MLP(c, name="mlp")(_norm(c, "layer_norm2")(x))
+
+
+class SelfAttention(nn.Module):
+    """Causal multi-head attention with biases."""
+
+    config: CLIPTextConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
+        """Each token attends to itself and to those before it."""
+        c = self.config
+        heads = (*x.shape[:-1], c.num_attention_heads, -1)
+        q, k, v = (
+            dense(c.hidden_size, c.dtype, True, f"{name}_proj")(x).reshape(heads) for name in "qkv"
+        )
+        y = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        return dense(c.hidden_size, c.dtype, True, "out_proj")(y.reshape(x.shape))
+
+
+class MLP(nn.Module):
+    """Two linear layers around the activation."""
+
+    config: CLIPTextConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
+        """Maps each token by itself."""
+        c = self.config
+        x = dense(c.intermediate_size, c.dtype, True, "fc1")(x)
+        return dense(c.hidden_size, c.dtype, True, "fc2")(ACTIVATIONS[c.hidden_act](x))
+
+
+def _norm(c: CLIPTextConfig, name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(c.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, name=name)
+
+
+def from_config(config: dict[str, Any]) -> CLIPTextModel:
+    """The tower that a transformers `text_encoder/config.json` describes.
+
+    Raises:
+      ValueError: the file describes another class, or asks for what is not supported.
+    """
+    kind = (config.get("architectures") or ["CLIPTextModel"])[0]
+    if kind not in ("CLIPTextModel", "CLIPTextModelWithProjection"):
+        raise ValueError(f"the config is of a {kind}, not of a CLIPTextModel")
+    if (act := config.get("hidden_act", "quick_gelu")) not in ACTIVATIONS:
+        raise ValueError(f"hidden_act = {act!r} is not supported, only {sorted(ACTIVATIONS)}")
+    fields = {f.name for f in dataclasses.fields(CLIPTextConfig)} - {"dtype", "with_projection"}
+    chosen = {name: value for name, value in config.items() if name in fields}
+    return CLIPTextModel(CLIPTextConfig(**chosen, with_projection="Projection" in kind))
+
+
+def abstract_params(tower: CLIPTextModel) -> Params:
+    """The shapes and dtypes of a tower's parameters; nothing is computed."""
+    return jax.eval_shape(tower.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+
+
+def load(folder: str | Path, dtype: Any = jnp.float32) -> tuple[CLIPTextModel, Params]:
+    """The tower of a transformers `text_encoder/` folder and its weights.
+
+    Raises:
+      ValueError: a file is missing, damaged or does not fit, or another class is described.
+    """
+    tower = from_config(read_config(Path(folder) / "config.json"))
+    tower = CLIPTextModel(dataclasses.replace(tower.config, dtype=dtype))
+    path = find_weights(folder, "model")
+    return tower, to_flax(rename(weights.load(path)), abstract_params(tower), path)
+
+
+def rename(tensors: Flat) -> Flat:
+    """Tensors without the buffer of positions that old files carry."""
+    return {name: t for name, t in tensors.items() if not name.endswith("position_ids")}

@@ -1,0 +1,88 @@
+"""Tiny checkpoints in the official layouts, and what the official implementations make of them.
+
+`golden/networks.json.gz` holds configurations and tensor shapes; the weights follow from a seed,
+a name and a shape. `golden/vectors.npz` holds inputs and outputs of torch-diffusers and
+transformers (MVDream: its authors' code) on those weights, channels first.
+"""
+
+import gzip
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+GOLDEN = Path(__file__).parent / "golden"
+NETWORKS = json.loads(gzip.decompress((GOLDEN / "networks.json.gz").read_bytes()))
+MANIFESTS = json.loads(gzip.decompress((GOLDEN / "manifests.json.gz").read_bytes()))
+_TABLES = ("embedding", "embeddings", "token", "pos_embed", "latents", "query_tokens")
+_LAYERS = ("proj", "linear", "conv")
+
+
+def vectors(prefix: str) -> dict[str, np.ndarray]:
+    """The arrays under e.g. `sd15/unet_io`."""
+    with np.load(GOLDEN / "vectors.npz") as file:
+        names = [name for name in file.files if name.startswith(prefix + "/")]
+        return {name.removeprefix(prefix + "/"): file[name] for name in names}
+
+
+def weight(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A half-precision weight that depends on nothing but its name, its shape and a seed."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:8], "little")))
+    n = rng.standard_normal(shape, dtype=np.float32)
+    tail = ".".join(name.split(".")[-3:])
+    if len(shape) <= 1:
+        w = 0.1 * n if name.endswith("bias") else 1 + 0.2 * n
+    elif any(e in tail for e in _TABLES) and not any(e in tail for e in _LAYERS):
+        w = 0.5 * n
+    else:
+        w = n / np.sqrt(np.float32(np.prod(shape[1:])))
+    return np.asarray(w, np.float16)
+
+
+def tensors(system: str, part: str) -> dict[str, np.ndarray]:
+    """The weights of one network under their official names."""
+    network = NETWORKS[system][part]
+    return {k: weight(network["seed"], k, tuple(s)) for k, s in network["keys"].items()}
+
+
+def write_network(folder: Path, system: str, part: str) -> Path:
+    """Writes one network's folder and returns it."""
+    target = folder / part
+    target.mkdir(parents=True)
+    (target / "config.json").write_text(json.dumps(NETWORKS[system][part]["config"]))
+    save_file(tensors(system, part), target / NETWORKS[system][part]["file"])
+    return target
+
+
+def write_tokenizer(folder: Path) -> Path:
+    """A tokenizer of 300 words that fits the tiny text towers."""
+    folder.mkdir(parents=True)
+    symbols = byte_symbols()[:145]
+    words = [*symbols, *(s + "</w>" for s in symbols), "in", "th", "an"]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\ni n\nt h\na n\n")
+    return folder
+
+
+def byte_symbols() -> list[str]:
+    """The printable character that stands for each byte, in the vocabulary's order."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return [chr(b) for b in plain] + [chr(256 + i) for i in range(256 - len(plain))]
+
+
+def write_folder(folder: Path, system: str) -> Path:
+    """A whole checkpoint folder: networks, tokenizers, schedule."""
+    for part in NETWORKS[system]:
+        if part == "scheduler":
+            (folder / part).mkdir(parents=True)
+            config = json.dumps(NETWORKS[system][part])
+            (folder / part / "scheduler_config.json").write_text(config)
+        else:
+            write_network(folder, system, part)
+        if part.startswith("text_encoder"):
+            write_tokenizer(folder / part.replace("text_encoder", "tokenizer"))
+    return folder
