@@ -1,6 +1,7 @@
 """The UNet of the embedded critic: small, camera-aware, made for one CPU core or one chip.
 
-Pixels enter and leave as 2x2 patches, so a 64x64 image is a 32x32 grid at the finest level.
+Pixels enter and leave as 4x4 patches, so a 64x64 image is a 16x16 grid at the finest level. The
+network predicts the clean image: unlike noise, it is smooth enough for patches this large.
 The camera is given twice: as six channels a pixel (the ray's direction and moment, its Plücker
 coordinates) and as harmonics of the azimuth in the embedding that modulates every block.
 """
@@ -18,16 +19,16 @@ from jaxtyping import Array, Bool, Float, Int
 class UNetConfig:
     """Sizes of the embedded critic's network."""
 
-    widths: tuple[int, ...] = (32, 96, 192)
+    widths: tuple[int, ...] = (64, 128, 224)
     """Channels of each level; a level halves the side of the one before."""
-    blocks: tuple[int, ...] = (1, 1, 2)
+    blocks: tuple[int, ...] = (1, 2, 1)
     """Residual blocks of each level, on the way down and again on the way up."""
-    attention: tuple[bool, ...] = (False, False, True)
+    attention: tuple[bool, ...] = (False, True, True)
     """Levels whose blocks attend to their own grid and to the caption."""
     heads: int = 4
     embedding: int = 256
     """Width of the vector that modulates the blocks."""
-    patch: int = 2
+    patch: int = 4
     words: int = 64
     """Rows of the word table; row 0 pads."""
     word_width: int = 96
@@ -100,7 +101,7 @@ class Attention(nn.Module):
 
 
 class PropsUNet(nn.Module):
-    """Predicts v of a noised image from its caption and, where known, its camera."""
+    """Predicts the clean image from a noised one, its caption and, where known, its camera."""
 
     config: UNetConfig
 
@@ -114,7 +115,7 @@ class PropsUNet(nn.Module):
         pose: Float[Array, "b P"],
         camera_known: Bool[Array, " b"],
     ) -> Float[Array, "b H W 3"]:
-        """Estimates v.
+        """Estimates the clean image.
 
         Args:
           z_t: Noised images, [-1, 1] before the noise.

@@ -3,7 +3,7 @@
 One set of weights answers three kinds of question, because words and camera were dropped
 independently in training: the bare caption (as photographs are taken: mostly from the front),
 the caption with a view word (side, front, back, overhead), and the caption with the exact camera.
-It works on 64x64 pixels and predicts v (Salimans & Ho 2022) on a cosine schedule.
+It works on 64x64 pixels and predicts the clean image on a cosine schedule.
 """
 
 import dataclasses
@@ -68,7 +68,7 @@ def plucker(camera: Camera, side: int) -> Float[Array, "b side side 6"]:
     return jnp.concatenate([rays.directions, jnp.cross(rays.origins, rays.directions)], -1)
 
 
-def predict_v(
+def predict_x0(
     params: Params,
     config: UNetConfig,
     z_t: Float[Array, "b H W 3"],
@@ -104,9 +104,9 @@ def props_prior(config: UNetConfig | None = None) -> Prior:
         return (z + 1.0) / 2.0
 
     def denoise(params, z_t, t, text, camera):
-        v = predict_v(params, config, z_t, t.astype(jnp.float32), text.tokens, camera)
+        x0 = predict_x0(params, config, z_t, t.astype(jnp.float32), text.tokens, camera)
         alpha, sigma = diffusion.noise_level(alphas_cumprod, t, z_t.ndim)
-        return diffusion.x0_and_eps(v, z_t, alpha, sigma, "v")[1]
+        return diffusion.x0_and_eps(x0, z_t, alpha, sigma, "x0")[1]
 
     return Prior(encode, decode, denoise, alphas_cumprod, SIZE)
 

@@ -33,10 +33,10 @@ class PriorTraining:
     photographs: BankConfig = dataclasses.field(
         default_factory=lambda: BankConfig(12_000, seed=2, front_heavy=True)
     )
-    steps: int = 4500
+    steps: int = 8000
     batch: int = 32
     photograph_share: float = 0.125
-    lr: float = 1.2e-3
+    lr: float = 1e-3
     warmup: int = 200
     decay: float = 0.3
     """Share of the steps, at the end, over which the rate falls to zero."""
@@ -52,7 +52,7 @@ class PriorTraining:
     short_captions: float = 0.2
     """Share of captions that leave something out."""
     seed: int = 0
-    save_every: int = 250
+    save_every: int = 500
 
 
 @struct.dataclass
@@ -101,10 +101,13 @@ def make(config: PriorTraining):
         t = jax.random.permutation(k_time, t)
         noise = jax.random.normal(k_noise, z.shape)
         z_t = diffusion.q_sample(alphas_cumprod, z, t, noise)
-        v = critic.predict_v(
+        x0 = critic.predict_x0(
             params, config.network, z_t, t.astype(jnp.float32), words, camera, camera_known
         )
-        return jnp.mean((v - diffusion.velocity(alphas_cumprod, z, t, noise)) ** 2)
+        # Divided by sigma^2 this is the loss of v-prediction; the floor spares the steps without
+        # noise, where it would blow up.
+        variance = jnp.maximum(1.0 - alphas_cumprod[t], 0.1)[:, None, None, None]
+        return jnp.mean((x0 - z) ** 2 / variance)
 
     def step(state: TrainState, batch):
         key = jax.random.fold_in(jax.random.key(config.seed + 1), state.step)

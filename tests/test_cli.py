@@ -1,0 +1,132 @@
+"""The command: what it writes, and how it answers mistakes."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from jax3d import cli, image, mesh
+from jax3d.fields.triplane import TriplaneConfig
+from jax3d.mesh import MeshConfig
+from jax3d.optimize.asset import AssetConfig, Stage
+from jax3d.recipe import Pictures, Recipe
+
+TINY = Recipe(
+    field=TriplaneConfig(resolution=16, channels=4, levels=2, hidden=8, coarse=8, samples=8),
+    optimise=AssetConfig(views=2, stages=(Stage(3, 16),)),
+    mesh=MeshConfig(resolution=32, faces=400, texture=64),
+    pictures=Pictures(size=32, frames=3),
+)
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory):
+    """The same command twice."""
+    folders = [tmp_path_factory.mktemp(name) / "assets" for name in ("first", "second")]
+    for out in folders:
+        cli.run_generate(cli.Generate(prompts=("a red chair", "a blue mug"), out=out, recipe=TINY))
+    return folders
+
+
+FOLDERS = ("0000-a-red-chair", "0001-a-blue-mug")
+
+
+def test_every_asset_has_its_files(two_runs):
+    for name in FOLDERS:
+        found = {p.name for p in (two_runs[0] / name).iterdir()}
+        assert {"mesh.glb", "mesh.obj", "mesh.ply", "turntable.mp4", "turntable.gif"} <= found
+        assert {"views.png", "mesh_views.png", "asset.json"} <= found
+    record = json.loads((two_runs[0] / FOLDERS[0] / "asset.json").read_text())
+    assert record["prompt"] == "a red chair"
+    assert record["seed"] == 0
+    assert {"r_precision", "name", "color", "azimuth", "mesh_psnr"} <= set(record["metrics"])
+    assert {"jax3d", "jax", "backend"} <= set(record["versions"])
+    assert {"optimise", "finish"} <= set(record["seconds"])
+    assert image.read_image(two_runs[0] / FOLDERS[0] / "views.png").shape == (32, 256, 3)
+
+
+def test_the_page_shows_all(two_runs):
+    page = (two_runs[0] / "index.html").read_text()
+    assert "a red chair" in page
+    assert "a blue mug" in page
+
+
+def test_the_same_command_gives_the_same_asset_bit_by_bit(two_runs):
+    for name in FOLDERS:
+        for file in ("mesh.glb", "views.png", "turntable.gif"):
+            first, second = ((run / name / file).read_bytes() for run in two_runs)
+            assert first == second, file
+
+
+def test_the_mesh_stands_in_the_field(two_runs):
+    made = mesh.load_glb(two_runs[0] / FOLDERS[0] / "mesh.glb")
+    assert np.abs(made.vertices).max() < 1.0
+    assert len(made.faces) <= 400
+
+
+def run(capsys, *argv):
+    code = cli.main(list(argv))
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["generate"], "no prompt"),
+        (["generate", ""], "names nothing"),
+        (["generate", "a red chiar"], "nearest: 'chair'"),
+        (["generate", "a red chair", "--steps", "-3"], "takes at least 1"),
+        (["generate", "a red chair", "--config", "nowhere.py"], "nowhere.py"),
+        (["generate", "a red chair", "--prior", "nowhere.safetensors"], "nowhere"),
+        (["generate", "a red chair", "--out", "/proc/nowhere"], "/proc/nowhere"),
+        (["sample"], "no prompt"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_code_two(capsys, argv, message):
+    code, err = run(capsys, *argv)
+    assert code == 2
+    assert err.startswith("jax3d: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_a_corrupt_weight_file_is_told(capsys, tmp_path):
+    good = cli.embedded.WEIGHTS
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(good.read_bytes()[:1000])
+    bad.with_suffix(".json").write_bytes(good.with_suffix(".json").read_bytes())
+    code, err = run(capsys, "generate", "a red chair", "--prior", str(bad))
+    assert code == 2
+    assert "bad.safetensors" in err
+
+
+def test_a_config_with_an_unknown_field_is_told(capsys, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from jax3d.recipe import Recipe\nrecipe = Recipe(colour=1)\n")
+    code, err = run(capsys, "generate", "a red chair", "--config", str(path))
+    assert code == 2
+    assert "colour" in err
+
+
+def test_unknown_options_are_refused():
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["generate", "a red chair", "--colour", "1"])
+    assert stop.value.code == 2
+
+
+def test_options_override_the_config(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from jax3d.recipe import KnobValues, Recipe\n"
+        "recipe = Recipe(knobs=KnobValues(lr=(3.0,)), negative='a blue chair')\n"
+    )
+    command = cli._parse(
+        ["generate", "a cat", "--config", str(path), "--knobs.guidance-scale", "7", "9"]
+    )
+    assert command.recipe.knobs.lr == (3.0,)
+    assert command.recipe.knobs.guidance_scale == (7.0, 9.0)
+    assert command.recipe.negative == "a blue chair"
+    train = cli._parse(["train", "prior", "--steps", "10"])
+    assert train.recipe.steps == 10
+    assert dataclasses.is_dataclass(train)
