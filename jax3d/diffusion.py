@@ -124,6 +124,18 @@ def cfg(uncond: Float[Array, "..."], cond: Float[Array, "..."], scale) -> Float[
     return uncond + scale * (cond - uncond)
 
 
+def rescale(
+    guided: Float[Array, "b ..."], cond: Float[Array, "b ..."], mix: float
+) -> Float[Array, "b ..."]:
+    """Shrink what guidance has blown up to the spread of `cond`, by a share of `mix`.
+
+    Spread is the standard deviation over all axes but the first (Lin et al. 2023, eq. 14-16).
+    """
+    axes = tuple(range(1, guided.ndim))
+    std = [jnp.std(x, axis=axes, keepdims=True) for x in (cond, guided)]
+    return guided * (mix * std[0] / std[1] + 1 - mix)
+
+
 # Samplers.
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jax3d.fields.base import Representation, no_adapt
+from jax3d.priors.base import Prior
 from jax3d.types import Condition, Render, TextCond
 
 
@@ -52,3 +53,24 @@ def no_condition(dim: int = 1) -> Condition:
     """The condition of critics that read no text."""
     tokens = jnp.zeros((4, 1, dim))
     return Condition(TextCond(tokens), TextCond(tokens[0]), TextCond(tokens[0]))
+
+
+def linear_critic(alphas_cumprod, size: int) -> Prior:
+    """A critic linear in its image, its weights, its text's only number and the azimuth."""
+
+    def encode(params, key, rgb):
+        return jnp.einsum("vhwc,cd->vhwd", rgb, params["encoder"])
+
+    def denoise(params, z_t, t, text, camera):
+        told = text.tokens[:, :, :1, None] + camera.azimuth[:, None, None, None]
+        return jnp.einsum("vhwc,cd->vhwd", z_t, params["unet"]) + told
+
+    return Prior(encode, None, denoise, alphas_cumprod, size)
+
+
+def linear_weights(dtype=jnp.float32):
+    """Weights of the linear critic, with two channels in z."""
+    return {
+        "encoder": jnp.arange(6, dtype=dtype).reshape(3, 2) / 6,
+        "unet": jnp.array([[0.5, 0.1], [-0.2, 0.7]], dtype),
+    }

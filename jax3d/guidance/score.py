@@ -16,12 +16,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jax3d.diffusion import q_sample
+from jax3d.diffusion import cfg, noise_level, q_sample, rescale
+from jax3d.guidance import perp_neg
 from jax3d.priors.base import Prior
 from jax3d.prompts import hard_weights, select, soft_weights
 from jax3d.types import Camera, Condition, Key, Knobs, Params, TextCond
 
-Weighting = Literal["sds", "uniform", "fantasia3d"]
+Weighting = Literal["sds", "uniform", "fantasia3d", "recon"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,9 @@ class ScoreConfig:
     """How a critic is asked."""
 
     weighting: Weighting = "sds"
-    """w(t): "sds" 1 - abar, "uniform" 1, "fantasia3d" sqrt(abar) (1 - abar)."""
-    view_words: Literal["none", "hard", "soft"] = "hard"
+    """w(t): "sds" sigma^2, "uniform" 1 (score Jacobian chaining), "fantasia3d" alpha sigma^2,
+    "recon" sigma / alpha, which makes w (eps_hat - eps) = z - x0 (MVDream)."""
+    view_words: Literal["none", "hard", "soft", "perp-neg"] = "hard"
     """How the camera chooses among the prompt's wordings; "none" takes the plain prompt."""
     use_camera: bool = True
     """Tell the critic the exact camera."""
@@ -38,6 +40,9 @@ class ScoreConfig:
     """One timestep for all views; multi-view critics need it."""
     shared_noise: bool = False
     """One noise image for all views."""
+    rescale: float = 0.0
+    """Share of the rescaling of x0 to its spread without guidance, over the views that the critic
+    looks at together (MVDream takes 0.5)."""
 
 
 class Noised(NamedTuple):
@@ -51,9 +56,13 @@ class Noised(NamedTuple):
 def encode(
     prior: Prior, prior_params: Params, key: Key, rgb: Float[Array, "v H W 3"]
 ) -> Float[Array, "v h w c"]:
-    """z of images of any size, resized to what the critic takes."""
-    shape = (len(rgb), prior.size, prior.size, 3)
-    return prior.encode(prior_params, key, jax.image.resize(rgb, shape, "linear"))
+    """z of images of any size; no gradient reaches the critic's weights."""
+    return prior.encode(lax.stop_gradient(prior_params), key, resize(rgb, prior.size))
+
+
+def resize(rgb: Float[Array, "v H W 3"], size: int) -> Float[Array, "v {size} {size} 3"]:
+    """Bilinear, to the side that the critic takes."""
+    return jax.image.resize(rgb, (len(rgb), size, size, 3), "linear")
 
 
 def draw_t(key: Key, step, knobs: Knobs, timesteps: int, shape: tuple[int, ...] = ()) -> Array:
@@ -78,14 +87,58 @@ def draw(
     return renoise(prior, z, jnp.broadcast_to(t, z.shape[:1]), jnp.broadcast_to(noise, z.shape))
 
 
+def look(
+    prior: Prior,
+    prior_params: Params,
+    key: Key,
+    step,
+    rgb: Float[Array, "v H W 3"],
+    knobs: Knobs,
+    config: ScoreConfig,
+) -> tuple[Float[Array, "v h w c"], Noised]:
+    """Renders as the critic sees them, clean and noised."""
+    encode_key, draw_key = jax.random.split(key)
+    z = encode(prior, prior_params, encode_key, rgb)
+    return z, draw(prior, draw_key, step, z, knobs, config)
+
+
 def renoise(prior: Prior, z: Array, t: Array, noise: Array) -> Noised:
     """Noise z at given timesteps."""
     return Noised(t, noise, q_sample(prior.alphas_cumprod, lax.stop_gradient(z), t, noise))
 
 
+def guided(
+    prior: Prior,
+    prior_params: Params,
+    at: Noised,
+    camera: Camera,
+    cond: Condition,
+    scale,
+    config: ScoreConfig,
+) -> Float[Array, "v h w c"]:
+    """eps_hat: the noise estimate under classifier-free guidance."""
+    if config.view_words == "perp-neg":
+        positive, negatives, weights = perp_neg.wordings(camera)
+        texts = (positive, negatives[:, 0], negatives[:, 1])
+        texts = (*(select(cond.text, w) for w in texts), repeat(cond.null, len(weights)))
+        text, *away, null = ask(prior, prior_params, at.z_t, at.t, texts, camera, config)
+        eps_hat = perp_neg.combine(null, text, jnp.stack(away, axis=1), weights, scale)
+    else:
+        texts = view_texts(cond, camera, config)
+        text, null = ask(prior, prior_params, at.z_t, at.t, texts, camera, config)
+        eps_hat = cfg(null, text, scale)
+    if config.rescale == 0:
+        return eps_hat
+    alpha, sigma = noise_level(prior.alphas_cumprod, at.t, at.z_t.ndim)
+    together = (-1, prior.views, *at.z_t.shape[1:])
+    x0, bare = (((at.z_t - sigma * eps) / alpha).reshape(together) for eps in (eps_hat, text))
+    x0 = rescale(x0, bare, config.rescale).reshape(at.z_t.shape)
+    return (at.z_t - alpha * x0) / sigma
+
+
 def view_texts(cond: Condition, camera: Camera, config: ScoreConfig) -> tuple[TextCond, TextCond]:
     """The prompt as each view is asked by, and the null text once a view: `([v], [v])`."""
-    views = camera.azimuth.shape
+    views = len(camera.azimuth)
     match config.view_words:
         case "hard":
             text = select(cond.text, hard_weights(camera))
@@ -94,12 +147,18 @@ def view_texts(cond: Condition, camera: Camera, config: ScoreConfig) -> tuple[Te
         case "none":
             if cond.plain is None:
                 raise ValueError("view_words='none' asks by the plain prompt: set Condition.plain")
-            text = _repeat(cond.plain, views)
-    return text, _repeat(cond.null, views)
+            text = repeat(cond.plain, views)
+        case "perp-neg":
+            raise ValueError(
+                "view_words='perp-neg' asks by several texts: it works where a "
+                "guidance uses score.guided, such as sds and vsd"
+            )
+    return text, repeat(cond.null, views)
 
 
-def _repeat(text: TextCond, views: tuple[int, ...]) -> TextCond:
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, views + x.shape), text)
+def repeat(text: TextCond, views: int) -> TextCond:
+    """One text for every view."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (views, *x.shape)), text)
 
 
 def ask(
@@ -118,6 +177,7 @@ def ask(
         return jnp.concatenate([x] * len(texts))
 
     text = jax.tree.map(lambda *x: jnp.concatenate(x), *texts)
+    prior_params = lax.stop_gradient(prior_params)
     eps = prior.denoise(prior_params, batch(z_t), batch(t), text, jax.tree.map(batch, told))
     return jnp.split(lax.stop_gradient(eps), len(texts))
 
@@ -134,6 +194,8 @@ def weight(
             return jnp.ones_like(abar)
         case "fantasia3d":
             return jnp.sqrt(abar) * (1 - abar)
+        case "recon":
+            return jnp.sqrt((1 - abar) / abar)
 
 
 def distil(

@@ -3,10 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-import jax
-from jax import lax
-
-from jax3d.diffusion import cfg
 from jax3d.guidance import score
 from jax3d.guidance.base import Guidance
 from jax3d.guidance.score import ScoreConfig
@@ -22,19 +18,16 @@ class SDSConfig:
     """What scale s means: null + s (text - null), or text + s (text - null)."""
 
 
-def sds(prior: Prior, config: SDSConfig = SDSConfig()) -> Guidance:
+def sds(prior: Prior, config: SDSConfig | None = None) -> Guidance:
     """The residual w(t) (eps_hat - eps), with eps_hat under classifier-free guidance."""
+    config = config or SDSConfig()
 
     def loss(prior_params, key, step, render, camera, cond, knobs, own=None):
         del own
-        prior_params = lax.stop_gradient(prior_params)
-        encode_key, draw_key = jax.random.split(key)
-        z = score.encode(prior, prior_params, encode_key, render.rgb)
-        at = score.draw(prior, draw_key, step, z, knobs, config.score)
+        z, at = score.look(prior, prior_params, key, step, render.rgb, knobs, config.score)
         scale = knobs.guidance_scale.at(step) + (config.convention == "threestudio")
-        texts = score.view_texts(cond, camera, config.score)
-        text, null = score.ask(prior, prior_params, at.z_t, at.t, texts, camera, config.score)
+        eps_hat = score.guided(prior, prior_params, at, camera, cond, scale, config.score)
         w = score.weight(prior.alphas_cumprod, at.t, config.score.weighting)
-        return score.distil(z, cfg(null, text, scale) - at.noise, w)
+        return score.distil(z, eps_hat - at.noise, w)
 
     return Guidance(loss)

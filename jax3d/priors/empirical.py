@@ -36,7 +36,8 @@ def condition(prompt: int, prompts: int, *, views: bool = True) -> Condition:
     """Ask for one of `prompts` prompts; with `views`, each wording wants its own views.
 
     The tokens are weights `[1, prompts + 4]`: of each prompt, then of each view word; all zeros
-    in either part stand for "any". Mixed wordings hence weigh the images of several views.
+    in either part stand for "any", as does what no image shows. Mixed wordings hence weigh the
+    images of several views.
     """
     which = jnp.broadcast_to(jax.nn.one_hot(prompt, prompts), (len(VIEWS), prompts))
     words = jnp.eye(len(VIEWS)) * views
@@ -84,10 +85,14 @@ def _asked(data: EmpiricalData, text: TextCond) -> Float[Array, "b N"]:
     """The weight of each image under each text."""
     weights = text.tokens[:, 0]
     prompts, words = jnp.split(weights, [weights.shape[1] - len(VIEWS)], axis=1)
-    # A part of all zeros stands for "any".
-    prompts = jnp.where(prompts.any(axis=1, keepdims=True), prompts, 1)
-    words = jnp.where(words.any(axis=1, keepdims=True), words, 1)
-    return prompts[:, data.prompt] * words[:, hard_weights(data.camera).argmax(axis=1)]
+    of_prompt = _any_if_none(prompts[:, data.prompt], 1.0)
+    of_view = _any_if_none(words[:, hard_weights(data.camera).argmax(axis=1)], 1.0)
+    return _any_if_none(of_prompt * of_view, of_prompt)
+
+
+def _any_if_none(weight: Float[Array, "b N"], other) -> Float[Array, "b N"]:
+    """What is asked for, unless it is nothing or there is no such image."""
+    return jnp.where(jnp.any(weight > 0, axis=1, keepdims=True), weight, other)
 
 
 def _nearest(data: EmpiricalData, camera: Camera, allowed: Array) -> Array:

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import no_condition, pages
+from toys import linear_critic, linear_weights, no_condition, pages
 
 from jax3d.camera import orbit
 from jax3d.guidance import score
@@ -15,28 +15,6 @@ from jax3d.types import Condition, Look, TextCond
 CAMERA = orbit(jnp.radians(jnp.array([0.0, 120.0])), 0.0, 2.0, 0.7)
 PAGES = pages(3, 4)
 ABAR = jnp.linspace(0.99, 0.01, 50)
-
-
-def linear_critic():
-    """A critic whose encoder and noise estimate are linear in their inputs and weights."""
-
-    def encode(params, key, rgb):
-        return jnp.einsum("vhwc,cd->vhwd", rgb, params["encoder"])
-
-    def denoise(params, z_t, t, text, camera):
-        told = text.tokens[:, :, :1, None] + camera.azimuth[:, None, None, None]
-        return jnp.einsum("vhwc,cd->vhwd", z_t, params["unet"]) + told
-
-    return Prior(encode, None, denoise, ABAR, 4)
-
-
-def weights(dtype):
-    return {
-        "encoder": jnp.arange(6, dtype=dtype).reshape(3, 2) / 6,
-        "unet": jnp.array([[0.5, 0.1], [-0.2, 0.7]], dtype),
-    }
-
-
 COND = Condition(
     text=TextCond(jnp.arange(4.0).reshape(4, 1, 1)), null=TextCond(jnp.full((1, 1), -1.0))
 )
@@ -48,7 +26,7 @@ def test_gradient_is_the_weighted_residual_through_the_render(weighting, convent
     with jax.enable_x64(True):
         config = SDSConfig(ScoreConfig(weighting=weighting), convention=convention)
         params = jax.tree.map(lambda x: x.astype(jnp.float64), PAGES.init(jax.random.key(0)))
-        critic, prior = weights(jnp.float64), linear_critic()
+        critic, prior = linear_weights(jnp.float64), linear_critic(ABAR, 4)
         key, knob = jax.random.key(5), knobs(guidance_scale=7.0)
 
         def image(params):
@@ -82,11 +60,11 @@ def test_no_gradient_reaches_the_critic():
     render = PAGES.render(PAGES.init(jax.random.key(0)), None, CAMERA, Look.albedo(), (4, 4))
 
     def loss(critic):
-        return sds(linear_critic()).loss(
+        return sds(linear_critic(ABAR, 4)).loss(
             critic, jax.random.key(1), 0, render, CAMERA, COND, knobs()
         )[0]
 
-    gradient = jax.grad(loss)(weights(jnp.float32))
+    gradient = jax.grad(loss)(linear_weights(jnp.float32))
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(gradient))
 
 

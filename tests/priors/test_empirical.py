@@ -101,3 +101,10 @@ def test_null_text_means_any_image(data):
     null = condition(0, 2).null
     all_images = clean(data, Z, T, repeat(null, 3))
     np.testing.assert_array_equal(all_images, clean(data, Z, T, any_text(3)))
+
+
+def test_a_view_that_no_image_shows_is_any_view(data):
+    overhead = TextCond(condition(0, 2).text.tokens[3:])
+    anywhere = TextCond(condition(0, 2, views=False).text.tokens[3:])
+    ask = lambda text: PRIOR.denoise(data, Z[:1], T[2:], text, None)  # noqa: E731
+    np.testing.assert_array_equal(ask(overhead), ask(anywhere))

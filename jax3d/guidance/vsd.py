@@ -1,0 +1,124 @@
+"""Variational score distillation (ProlificDreamer, arXiv:2305.16213).
+
+A second critic learns, step by step, what the asset's renders look like; the asset moves along
+the difference between the frozen critic and this one. The second critic is any pair of functions;
+`lora` makes one of the first critic and low-rank changes of its matrices (arXiv:2106.09685).
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jax3d.diffusion import cfg
+from jax3d.guidance import score
+from jax3d.guidance.base import Guidance
+from jax3d.guidance.score import ScoreConfig
+from jax3d.priors.base import Prior
+from jax3d.types import Key, Params
+
+
+@dataclass(frozen=True)
+class VSDConfig:
+    """Variational score distillation."""
+
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    second_scale: float = 1.0
+    """Guidance of the second critic by the camera; 1 asks it once."""
+    p_untold: float = 0.1
+    """Chance that the second critic learns from a view without its camera."""
+
+
+class SecondCritic(NamedTuple):
+    """A critic that is trained beside the asset."""
+
+    init: Callable[..., Any]
+    """`init(key) -> own`"""
+    denoise: Callable[..., Any]
+    """`denoise(prior_params, own, z_t, t, TextCond[b], Camera[b], told[b]) -> eps`, where `told`
+    is 1 for views whose camera may be used and 0 for the others"""
+
+
+def vsd(prior: Prior, second: SecondCritic, config: VSDConfig | None = None) -> Guidance:
+    """The residual w(t) (eps_hat - eps_second), plus the second critic's own denoising loss.
+
+    The second critic reads the prompt without view words, `Condition.plain` (eq. 9 and 10).
+    """
+    config = config or VSDConfig()
+
+    def loss(prior_params, key, step, render, camera, cond, knobs, own=None):
+        if cond.plain is None:
+            raise ValueError("vsd's second critic reads the plain prompt: set Condition.plain")
+        prior_params = lax.stop_gradient(prior_params)
+        look_key, learn_key = jax.random.split(key)
+        z, at = score.look(prior, prior_params, look_key, step, render.rgb, knobs, config.score)
+        text = score.repeat(cond.plain, len(z))
+        scale = knobs.guidance_scale.at(step)
+        eps_hat = score.guided(prior, prior_params, at, camera, cond, scale, config.score)
+
+        def ask(own, at, told):
+            return second.denoise(prior_params, own, at.z_t, at.t, text, camera, told)
+
+        eps_second = _second(ask, lax.stop_gradient(own), at, config.second_scale)
+        w = score.weight(prior.alphas_cumprod, at.t, config.score.weighting)
+        judged, metrics = score.distil(z, eps_hat - eps_second, w)
+        metrics["second_loss"] = _learn(ask, own, prior, learn_key, z, config)
+        return judged + metrics["second_loss"], metrics
+
+    return Guidance(loss, second.init)
+
+
+def _second(ask, own, at: score.Noised, scale: float):
+    """The second critic's estimate, guided by the camera."""
+    told = ask(own, at, jnp.ones(len(at.t)))
+    if scale == 1:
+        return told
+    return cfg(ask(own, at, jnp.zeros(len(at.t))), told, scale)
+
+
+def _learn(ask, own, prior: Prior, key: Key, z, config: VSDConfig):
+    """Mean squared error of the second critic on renoised renders, over all of the schedule."""
+    t_key, noise_key, told_key = jax.random.split(key, 3)
+    t = jax.random.randint(t_key, z.shape[:1], 0, len(prior.alphas_cumprod))
+    at = score.renoise(prior, z, t, jax.random.normal(noise_key, z.shape, z.dtype))
+    told = 1.0 - jax.random.bernoulli(told_key, config.p_untold, z.shape[:1])
+    return jnp.mean((ask(own, at, told) - at.noise) ** 2)
+
+
+def lora(
+    prior: Prior, like: Params, *, rank: int = 4, pattern: str = r"to_(q|k|v|out)"
+) -> SecondCritic:
+    """The first critic with low-rank changes of its matrices whose path matches `pattern`.
+
+    `like` has the shapes of the critic's weights. The change is zero at first. Each asset holds
+    its own changed copy of the matched matrices while it is asked. `told` is not used.
+    """
+    matrices = {
+        name: leaf.shape
+        for path, leaf in jax.tree.leaves_with_path(like)
+        if len(leaf.shape) == 2 and re.search(pattern, name := jax.tree_util.keystr(path))
+    }
+    if not matrices:
+        raise ValueError(f"lora: no matrix of the critic has a path that matches {pattern!r}")
+
+    def init(key: Key) -> Params:
+        def pair(i, rows, columns):
+            down = jax.random.normal(jax.random.fold_in(key, i), (rows, rank)) / rows**0.5
+            return {"down": down, "up": jnp.zeros((rank, columns))}
+
+        return {name: pair(i, *shape) for i, (name, shape) in enumerate(matrices.items())}
+
+    def denoise(prior_params, own, z_t, t, text, camera, told):
+        del told
+
+        def changed(path, leaf):
+            pair = own.get(jax.tree_util.keystr(path))
+            return leaf if pair is None else leaf + (pair["down"] @ pair["up"]).astype(leaf.dtype)
+
+        return prior.denoise(jax.tree.map_with_path(changed, prior_params), z_t, t, text, camera)
+
+    return SecondCritic(init, denoise)
