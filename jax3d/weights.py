@@ -314,8 +314,19 @@ def to_flax(tensors: Flat, like: Params, source: str | Path = "the checkpoint") 
     Raises:
       WeightsError: missing, surplus or misshapen tensors, all of them by name.
     """
+    views = demand_fit(tensors, like, source)
     wanted = traverse_util.flatten_dict(like, sep="/")
-    views: dict[str, np.ndarray] = {}
+    filled = {path: _read(views.pop(path), wanted[path].dtype) for path in wanted}
+    return traverse_util.unflatten_dict(filled, sep="/")
+
+
+def demand_fit(tensors: Flat, like: Params, source: str | Path = "the checkpoint") -> Flat:
+    """The tensors under their places in the tree and in its layout, as views; reads nothing.
+
+    Arguments and errors are those of `to_flax`.
+    """
+    wanted = traverse_util.flatten_dict(like, sep="/")
+    views: Flat = {}
     surplus, misshapen = [], []
     for name, tensor in tensors.items():
         path = _flax_path(name, wanted)
@@ -329,9 +340,8 @@ def to_flax(tensors: Flat, like: Params, source: str | Path = "the checkpoint") 
             misshapen.append(f"{name} {tensor.shape} (wanted {shape} as {path})")
         views[path] = view
     missing = [path for path in wanted if path not in views]
-    _demand_fit(source, missing, surplus, misshapen)
-    filled = {path: _read(views.pop(path), wanted[path].dtype) for path in wanted}
-    return traverse_util.unflatten_dict(filled, sep="/")
+    _refuse_misfits(source, missing, surplus, misshapen)
+    return views
 
 
 def _flax_path(name: str, wanted: dict[str, Any]) -> str | None:
@@ -399,7 +409,7 @@ def load_tree(path: str | Path, like: Params) -> Params:
         if name in tensors and tensors[name].shape != tuple(leaf.shape)
     ]
     missing = [name for name in names if name not in tensors]
-    _demand_fit(path, missing, sorted(set(tensors) - set(names)), misshapen)
+    _refuse_misfits(path, missing, sorted(set(tensors) - set(names)), misshapen)
     leaves = [_read(tensors[name], leaf.dtype) for name, leaf in wanted]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
@@ -409,7 +419,7 @@ def _named_leaves(tree: Params) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf) for p, leaf in flat]
 
 
-def _demand_fit(
+def _refuse_misfits(
     source: str | Path, missing: list[str], surplus: list[str], misshapen: list[str]
 ) -> None:
     kinds = {"missing": missing, "surplus": surplus, "misshapen": misshapen}

@@ -7,7 +7,11 @@ transformers (MVDream: its authors' code) on those weights, channels first.
 
 import gzip
 import hashlib
+import io
 import json
+import pickle
+import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +90,64 @@ def write_folder(folder: Path, system: str) -> Path:
         if part.startswith("text_encoder"):
             write_tokenizer(folder / part.replace("text_encoder", "tokenizer"))
     return folder
+
+
+# torch.save's format, written without torch: a zip with a pickle that refers to raw storages.
+
+
+class FakeGlobal:
+    """Pickles as the global `module.name`."""
+
+    def __init__(self, module, name):
+        self.module, self.name = module, name
+
+
+class Storage:
+    def __init__(self, kind, key, count):
+        self.kind, self.key, self.count = kind, key, count
+
+
+class TorchPickler(pickle._Pickler):
+    def persistent_id(self, obj):
+        if isinstance(obj, Storage):
+            kind = FakeGlobal("torch", obj.kind)
+            return ("storage", kind, obj.key, "cpu", obj.count)
+        return None
+
+    def save(self, obj, save_persistent_id=True):
+        if isinstance(obj, FakeGlobal):
+            self.write(pickle.GLOBAL + f"{obj.module}\n{obj.name}\n".encode())
+            return
+        super().save(obj, save_persistent_id)
+
+
+class Call:
+    """Pickles as a call of a global."""
+
+    def __init__(self, target, *args):
+        self.target, self.args = target, args
+
+    def __reduce__(self):
+        return self.target, self.args
+
+
+class Callable(FakeGlobal):
+    def __call__(self):  # pickle demands that a reduction's target is callable
+        raise AssertionError
+
+
+def torch_tensor(key, array, kind="FloatStorage", offset=0, strides=None):
+    if strides is None:
+        strides = tuple(s // array.itemsize for s in array.strides)
+    storage = Storage(kind, key, array.size)
+    rebuild = Callable("torch._utils", "_rebuild_tensor_v2")
+    return Call(rebuild, storage, offset, array.shape, strides, False, OrderedDict())
+
+
+def write_torch(path, content, storages):
+    buffer = io.BytesIO()
+    TorchPickler(buffer, 2).dump(content)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", buffer.getvalue())
+        for key, array in storages.items():
+            archive.writestr(f"archive/data/{key}", array.tobytes())

@@ -1,17 +1,14 @@
 """Weight files: layouts, coverage, and every way in which a file can be bad."""
 
-import io
-import pickle
-import pickletools
 import subprocess
 import sys
-import zipfile
 from collections import OrderedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkpoints import Call, Callable, FakeGlobal, torch_tensor, write_torch
 from flax import linen as nn
 from flax import serialization
 from safetensors.numpy import save_file
@@ -160,68 +157,6 @@ def test_what_is_no_safetensors_is_refused(tmp_path):
         weights.load(tmp_path / "model.onnx")
 
 
-# torch.save's format, written without torch: a zip with a pickle that refers to raw storages.
-
-
-class FakeGlobal:
-    """Pickles as the global `module.name`."""
-
-    def __init__(self, module, name):
-        self.module, self.name = module, name
-
-
-class Storage:
-    def __init__(self, kind, key, count):
-        self.kind, self.key, self.count = kind, key, count
-
-
-class TorchPickler(pickle._Pickler):
-    def persistent_id(self, obj):
-        if isinstance(obj, Storage):
-            kind = FakeGlobal("torch", obj.kind)
-            return ("storage", kind, obj.key, "cpu", obj.count)
-        return None
-
-    def save(self, obj, save_persistent_id=True):
-        if isinstance(obj, FakeGlobal):
-            self.write(pickle.GLOBAL + f"{obj.module}\n{obj.name}\n".encode())
-            return
-        super().save(obj, save_persistent_id)
-
-
-class Call:
-    """Pickles as a call of a global."""
-
-    def __init__(self, target, *args):
-        self.target, self.args = target, args
-
-    def __reduce__(self):
-        return self.target, self.args
-
-
-class _Callable(FakeGlobal):
-    def __call__(self):  # pickle demands that a reduction's target is callable
-        raise AssertionError
-
-
-def torch_tensor(key, array, kind="FloatStorage", offset=0, strides=None):
-    if strides is None:
-        strides = tuple(s // array.itemsize for s in array.strides)
-    storage = Storage(kind, key, array.size)
-    rebuild = _Callable("torch._utils", "_rebuild_tensor_v2")
-    return Call(rebuild, storage, offset, array.shape, strides, False, OrderedDict())
-
-
-def write_torch(path, content, storages):
-    buffer = io.BytesIO()
-    TorchPickler(buffer, 2).dump(content)
-    pickletools.dis(buffer.getvalue(), out=io.StringIO())
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", buffer.getvalue())
-        for key, array in storages.items():
-            archive.writestr(f"archive/data/{key}", array.tobytes())
-
-
 @pytest.mark.parametrize("nested", [False, True])
 def test_torch_pickles_are_read_without_torch(tmp_path, nested):
     a = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -244,7 +179,7 @@ def test_torch_pickles_are_read_without_torch(tmp_path, nested):
 def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path):
     mark = tmp_path / "ran"
     path = tmp_path / "model.bin"
-    write_torch(path, {"a": Call(_Callable("os", "system"), f"touch {mark}")}, {})
+    write_torch(path, {"a": Call(Callable("os", "system"), f"touch {mark}")}, {})
     with pytest.raises(WeightsError, match=r"os\.system.*nothing was run"):
         weights.load(path)
     assert not mark.exists()

@@ -16,7 +16,7 @@ Tokenize = Callable[[Sequence[str]], np.ndarray]
 """Texts to token ids `[b, l]`, padded and cut to the tower's length."""
 
 
-def load(folder: str | Path, length: int = 77) -> Tokenize:
+def load(folder: str | Path, length: int = 77, pad: str | None = None) -> Tokenize:
     """The tokenizer of a `tokenizer/` folder.
 
     Text is mended by ftfy (mojibake, curly quotes, HTML entities), lower-cased and split as the
@@ -26,6 +26,7 @@ def load(folder: str | Path, length: int = 77) -> Tokenize:
       folder: holds `vocab.json` and `merges.txt`, and optionally `tokenizer_config.json` and
         `special_tokens_map.json`, of which the padding token is read.
       length: tokens a text, with its start and end.
+      pad: the padding token, if it is not to be read from the folder.
 
     Raises:
       ValueError: a file is missing or damaged.
@@ -40,11 +41,11 @@ def load(folder: str | Path, length: int = 77) -> Tokenize:
         ) from error
     merges = [tuple(line.split()) for line in lines if len(line.split()) == 2 and line[0] != "#"]
     start, end = vocab["<|startoftext|>"], vocab["<|endoftext|>"]
-    pad = vocab[_pad_token(folder)]
+    pad_id = vocab[_pad_token(folder) if pad is None else pad]
     bpe = _byte_pairs(vocab, merges)
 
     def tokenize(texts: Sequence[str]) -> np.ndarray:
-        rows = np.full((len(texts), length), pad, np.int32)
+        rows = np.full((len(texts), length), pad_id, np.int32)
         for row, text in zip(rows, texts, strict=True):
             ids = bpe.encode(ftfy.fix_text(text), add_special_tokens=False).ids
             ids = [start, *ids[: length - 2], end]

@@ -105,7 +105,7 @@ class UNet2DConditionModel(nn.Module):
     conv_in_kernel: int = 3
     conv_out_kernel: int = 3
     flip_sin_to_cos: bool = True
-    freq_shift: float = 0.0
+    freq_shift: int | float = 0
     timestep_post_act: str | None = None
     time_embedding_act_fn: str | None = None
     resnet_time_scale_shift: str = "default"

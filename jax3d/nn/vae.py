@@ -60,7 +60,7 @@ class AutoencoderKL(nn.Module):
     mid_block_add_attention: bool = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
-    scaling_factor: float = 0.18215
+    scaling_factor: int | float = 0.18215
     shift_factor: float | None = None
     dtype: Any = jnp.float32
 

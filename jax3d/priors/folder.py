@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from jax3d import diffusion, weights
 from jax3d.nn import clip_text, ldm, tokenizer, unet, vae
-from jax3d.priors import deepfloyd, mvdream, stable_diffusion
+from jax3d.priors import deepfloyd, mvdream, schedulers, stable_diffusion
 from jax3d.priors.base import Critic
 from jax3d.types import Params
 from jax3d.weights import Flat, read_config, to_flax
@@ -66,30 +66,9 @@ def read_schedule(folder: Path) -> tuple[Float[Array, " T"], diffusion.Predictio
       ValueError: the file is missing or asks for what is not supported.
     """
     config = read_config(folder / "scheduler_config.json")
-    steps = config.get("num_train_timesteps", 1000)
-    ends = (config.get("beta_start", 1e-4), config.get("beta_end", 0.02))
     if config.get("trained_betas") is not None:
         raise ValueError(f"{folder}: trained_betas are not supported")
-    match config.get("beta_schedule", "linear"):
-        case "linear":
-            abar = diffusion.linear(steps, *ends)
-        case "scaled_linear":
-            abar = diffusion.scaled_linear(steps, *ends)
-        case "squaredcos_cap_v2":
-            abar = diffusion.cosine(steps)
-        case other:
-            raise ValueError(f"{folder}: beta_schedule {other!r} is not supported")
-    if config.get("rescale_betas_zero_snr"):
-        abar = diffusion.zero_terminal_snr(abar)
-    names: dict[str, diffusion.Prediction] = {
-        "epsilon": "eps",
-        "v_prediction": "v",
-        "sample": "x0",
-    }
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction not in names:
-        raise ValueError(f"{folder}: prediction_type {prediction!r} is not supported")
-    return abar, names[prediction]
+    return schedulers.alphas_cumprod(config), schedulers.prediction(config)
 
 
 def _local(path: str) -> Path:
@@ -210,7 +189,8 @@ def _openclip(tensors: Flat, path: Path, dtype: Any):
     named = ldm.openclip_names(tensors, layers)
     params = to_flax(named, clip_text.abstract_params(tower), path)
     length = tower.config.max_position_embeddings
-    return tower, params, tokenizer.load(path.parent / "tokenizer", length)
+    # OpenCLIP pads with zeros, whichever tower the tokenizer's files came with.
+    return tower, params, tokenizer.load(path.parent / "tokenizer", length, pad="!")
 
 
 def _open_pixels(folder: Path, dtype: Any) -> Critic:

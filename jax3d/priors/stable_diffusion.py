@@ -47,6 +47,21 @@ def text_network(unet: UNet2DConditionModel, size: int) -> Network:
     return network
 
 
+def handed_over_network(model: Any) -> Network:
+    """A `FlaxUNet2DConditionModel` of diffusers 0.39 or older, whose params become the weights.
+
+    Such a network sees channels first and the text alone. Its GELU is the tanh approximation, so
+    its output differs from ours on the same weights by some 1e-4.
+    """
+
+    def network(params, z_t, t, text, camera):
+        del camera
+        output = model.apply({"params": params}, jnp.moveaxis(z_t, -1, 1), t, text.tokens)
+        return jnp.moveaxis(output.sample, 1, -1)
+
+    return network
+
+
 def latent_prior(
     network: Network,
     vae: AutoencoderKL,

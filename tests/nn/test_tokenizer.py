@@ -1,0 +1,62 @@
+"""The byte-pair tokenizer against transformers', with the real vocabulary."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+from checkpoints import GOLDEN, byte_symbols
+
+from jax3d.nn import tokenizer
+
+START, END = 49406, 49407
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    merges = gzip.decompress((GOLDEN / "clip_merges.txt.gz").read_bytes()).decode()
+    (folder / "merges.txt").write_text(merges, "utf-8")
+    symbols = byte_symbols()
+    words = [*symbols, *(s + "</w>" for s in symbols)]
+    words += ["".join(line.split()) for line in merges.split("\n")[1:] if line.strip()]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    assert len(words) == END + 1
+    (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
+    return folder
+
+
+def test_ids_are_those_of_transformers(folder):
+    golden = json.loads((GOLDEN / "clip_tokens.json").read_text())
+    ids = tokenizer.load(folder)(golden["strings"])
+    for row, whole in zip(ids, golden["untruncated"], strict=True):
+        kept = whole if len(whole) <= 77 else [*whole[:76], END]
+        np.testing.assert_array_equal(row, [*kept, *[END] * (77 - len(kept))])
+
+
+def test_odd_strings(folder):
+    """Ids by transformers' tokenizer, the mended ones by OpenAI's cleaning before it."""
+    expected = {
+        "caf\u00e9 \u201cquotes\u201d": [15304, 257, 5808, 257],
+        "&amp; x": [261, 343],
+        "<|endoftext|> hi": [END, 1883],
+        "12345 3D": [272, 273, 274, 275, 276, 274, 323],
+    }
+    ids = tokenizer.load(folder)(list(expected))
+    for row, inside in zip(ids, expected.values(), strict=True):
+        np.testing.assert_array_equal(row[: len(inside) + 2], [START, *inside, END])
+
+
+def test_padding_is_what_the_folder_says(folder, tmp_path):
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    for written in ('{"pad_token": "!"}', '{"pad_token": {"content": "!"}}'):
+        (tmp_path / "special_tokens_map.json").write_text(written)
+        row = tokenizer.load(tmp_path, 5)(["hi"])[0]
+        np.testing.assert_array_equal(row, [START, 1883, END, 0, 0])
+    assert tokenizer.load(tmp_path, 5, pad="<|endoftext|>")(["hi"])[0][-1] == END
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"vocab\.json and merges\.txt"):
+        tokenizer.load(tmp_path)

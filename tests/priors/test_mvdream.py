@@ -1,0 +1,56 @@
+"""Multi-view critics: cameras as the network learnt them, and joint attention."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from checkpoints import NETWORKS, tensors, vectors
+
+from jax3d import weights
+from jax3d.camera import orbit
+from jax3d.nn import ldm, unet
+from jax3d.priors import mvdream
+from jax3d.types import TextCond
+
+TO_BLENDER = np.array([[1, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "elevation", "azimuth"),
+    [("el0_az0_n4", 4, 0, 0), ("el30_az45_n4", 4, 30, 45), ("el-10_az90_n6", 6, -10, 90)],
+)
+def test_orbits_are_those_of_the_official_tables(name, n, elevation, azimuth):
+    table = vectors("mvdream/cameras")[f"camera_{name}"]
+    ours = mvdream.orbit_vectors(n, np.radians(elevation), np.radians(azimuth))
+    np.testing.assert_allclose(ours, table, atol=1e-6)
+
+
+def test_tables_before_the_turn_to_blender_axes():
+    table = vectors("mvdream/cameras")["camera_noblender_el15_az0_n4"].reshape(4, 4, 4)
+    ours = mvdream.orbit_vectors(4, np.radians(15.0))
+    np.testing.assert_allclose(ours, (TO_BLENDER @ table).reshape(4, 16), atol=1e-6)
+
+
+def test_our_cameras_are_theirs_a_quarter_turn_on_at_distance_one():
+    azimuth = jnp.arange(4) * jnp.pi / 2 + 0.3
+    ours = mvdream.camera_vectors(orbit(azimuth, jnp.full(4, 0.2), 2.7, 0.7).c2w)
+    np.testing.assert_allclose(ours, mvdream.orbit_vectors(4, 0.2, 0.3 + np.pi / 2), atol=1e-6)
+
+
+def test_permuted_views_permute_the_output():
+    config = NETWORKS["mvdream"]["unet"]["config"]
+    net = unet.from_config(ldm.unet_config(config)).clone(views=4)
+    renamed = ldm.unet_names(tensors("mvdream", "unet"), config["num_res_blocks"])
+    params = weights.to_flax(renamed, unet.abstract_params(net))
+    network = jax.jit(mvdream.view_network(net))
+    z = jax.random.normal(jax.random.key(0), (4, 4, 4, 4))
+    text = TextCond(jax.random.normal(jax.random.key(1), (4, 7, 24)))
+    camera = orbit(jnp.arange(4.0), jnp.full(4, 0.2), 2.0, 0.7)
+    t = jnp.full(4, 400)
+    out = network(params, z, t, text, camera)
+    order = jnp.array([2, 0, 3, 1])
+    moved = network(params, *jax.tree.map(lambda x: x[order], (z, t, text, camera)))
+    np.testing.assert_allclose(moved, out[order], atol=1e-5)
+    # Views do look at each other: another neighbour, another answer.
+    other = network(params, z.at[3].add(1.0), t, text, camera)
+    assert jnp.abs(other[0] - out[0]).max() > 1e-3
