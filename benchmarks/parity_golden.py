@@ -460,6 +460,8 @@ def check_guidance(split: Path, path: Path, io: Arrays) -> Checks:
     positive, negatives, push = perp_neg.wordings(camera)
     asked = prompts.select(words, positive).tokens
     away = prompts.select(words, negatives).tokens
+    # Overhead views have no negatives; threestudio fills in the null text at weight zero.
+    away = jnp.where((push == 0).all(-1)[:, None, None, None], null[:, None], away)
     flat_away = away.reshape(-1, *away.shape[2:])
     ce, ca, da, d = (float(x) for x in io["zero123_ref"])
     reference = camera.replace(
@@ -487,8 +489,16 @@ def check_scores(sd15: Path, root: Path, io: Arrays, texts, push) -> Checks:
     t = jnp.asarray(io["in_t"], jnp.int32)
     z_t = diffusion.q_sample(abar, z, t, noise)
     alpha, sigma = diffusion.noise_level(abar, t, z.ndim)
-    told, null, asked, *away = predictor(sd15)(z_t, t, *texts)
-    eps_hat = perp_neg.combine(null, asked, jnp.stack(away, axis=1), push, 100.0)
+    told, null, asked, *away = texts
+    # threestudio gives the n-th negative of a batch of B the latents n mod B, whosever text it is;
+    # the vectors hold what follows from that, which for a batch of 1 is right.
+    n = jnp.arange(2 * len(z)) % len(z)
+    flat = jnp.stack(away, axis=1).reshape(-1, *told.shape[1:])
+    predict = predictor(sd15)
+    told, null, asked = predict(z_t, t, told, null, asked)
+    (away,) = predict(z_t[n], t[n], flat)
+    away = away.reshape(len(z), 2, *z.shape[1:])
+    eps_hat = perp_neg.combine(null, asked, away, push, 100.0)
     weight = score.weight(abar, t, "sds")
     pretrained = diffusion.cfg(null, told, 7.5)
     ratio = sigma / alpha
@@ -498,7 +508,7 @@ def check_scores(sd15: Path, root: Path, io: Arrays, texts, push) -> Checks:
         "perpneg_grad_gs100": near(nchw(weight * (eps_hat - noise))),
         "latents_denoised": near(nchw(diffusion.x0_and_eps(eps_hat, z_t, alpha, sigma, "eps")[0])),
         "perp_example": near(
-            nchw(perp_neg.perpendicular((away[0] - null)[:, None], (asked - null)[:, None])[:, 0])
+            nchw(perp_neg.perpendicular(away - null[:, None], (asked - null)[:, None])[:, 0])
         ),
         "vsd_pretrain_cfg7p5": near(nchw(pretrained)),
         "sjc_us": near(np.asarray(ratio).ravel()),

@@ -33,7 +33,7 @@ def _attend_by_head(q: Array, k: Array, v: Array, rows: int = 256) -> Array:
 
     @jax.checkpoint
     def some_rows(q, k, v):
-        logits = jnp.matmul(q, k.T, preferred_element_type=jnp.float32)
+        logits = d**-0.5 * jnp.matmul(q, k.T, preferred_element_type=jnp.float32)
         weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
         total = weights.sum(axis=-1, keepdims=True)
         y = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
@@ -44,7 +44,7 @@ def _attend_by_head(q: Array, k: Array, v: Array, rows: int = 256) -> Array:
         y = jax.lax.map(lambda q: some_rows(q, k, v), q.reshape(-1, rows, d))
         return y.reshape(length, d)
 
-    by_head = (x.swapaxes(1, 2).reshape(b * n, -1, d) for x in (q * d**-0.5, k, v))
+    by_head = (x.swapaxes(1, 2).reshape(b * n, -1, d) for x in (q, k, v))
     return jax.lax.map(head, tuple(by_head)).reshape(b, n, length, d).swapaxes(1, 2)
 
 

@@ -169,11 +169,12 @@ class UNet2DConditionModel(nn.Module):
     def _time_embedding(self, timesteps, context, class_labels, added) -> Float[Array, "b e"]:
         """Time, class and added embeddings in one vector per image."""
         width = self.block_out_channels[0]
-        mlp = partial(TimestepEmbedding, 4 * width, self.act_fn, dtype=self.dtype)
+        mlp = partial(TimestepEmbedding, 4 * width, dtype=self.dtype)
         sinusoids = partial(
             timestep_embedding, flip_sin_to_cos=self.flip_sin_to_cos, freq_shift=self.freq_shift
         )
-        temb = mlp(self.timestep_post_act, name="time_embedding")(sinusoids(timesteps, width))
+        act, post_act = self.act_fn, self.timestep_post_act
+        temb = mlp(act, post_act, name="time_embedding")(sinusoids(timesteps, width))
         if class_labels is not None or self.is_initializing():
             label = self._class_embedding(mlp, sinusoids, class_labels, len(temb))
             if label is not None:
@@ -197,12 +198,15 @@ class UNet2DConditionModel(nn.Module):
     def _class_embedding(self, mlp, sinusoids, labels, b: int) -> Float[Array, "b e"] | None:
         width = self.block_out_channels[0]
         if labels is None:
-            vectors = self.class_embed_type in ("projection", "simple_projection")
-            shape = (b, self.projection_class_embeddings_input_dim) if vectors else (b,)
-            labels = jnp.zeros(shape, jnp.float32)
+            lengths = {"identity": 4 * width}
+            lengths |= dict.fromkeys(
+                ("projection", "simple_projection"), self.projection_class_embeddings_input_dim
+            )
+            length = lengths.get(self.class_embed_type)
+            labels = jnp.zeros((b, length) if length else (b,))
         match self.class_embed_type:
             case "timestep":
-                return mlp(self.timestep_post_act, name="class_embedding")(sinusoids(labels, width))
+                return mlp(self.act_fn, name="class_embedding")(sinusoids(labels, width))
             case "projection":
                 return mlp(name="class_embedding")(labels)
             case "simple_projection":
@@ -225,12 +229,12 @@ class UNet2DConditionModel(nn.Module):
         return partial(
             block,
             features,
-            self.norm_num_groups,
-            self.norm_eps,
-            self.act_fn,
-            self.resnet_time_scale_shift == "scale_shift",
-            self.resnet_skip_time_act,
-            self.dtype,
+            groups=self.norm_num_groups,
+            epsilon=self.norm_eps,
+            act=self.act_fn,
+            scale_shift=self.resnet_time_scale_shift == "scale_shift",
+            skip_time_act=self.resnet_skip_time_act,
+            dtype=self.dtype,
         )
 
     def _attention(
@@ -243,12 +247,12 @@ class UNet2DConditionModel(nn.Module):
             block = nn.remat(AttentionAddedKV) if self.remat else AttentionAddedKV
             return partial(
                 block,
-                channels // width,
-                width,
-                self.norm_num_groups,
-                only_cross,
-                self.cross_attention_norm,
-                self.dtype,
+                heads=channels // width,
+                head_dim=width,
+                groups=self.norm_num_groups,
+                only_cross_attention=only_cross,
+                cross_attention_norm=self.cross_attention_norm,
+                dtype=self.dtype,
             )
         if "CrossAttn" not in kind:
             return None
@@ -257,14 +261,14 @@ class UNet2DConditionModel(nn.Module):
         block = nn.remat(Transformer2DModel) if self.remat else Transformer2DModel
         return partial(
             block,
-            heads,
-            channels // heads,
-            _at(self.transformer_layers_per_block, level),
-            self.norm_num_groups,
-            self.use_linear_projection,
-            self.views,
-            only_cross,
-            self.dtype,
+            heads=heads,
+            head_dim=channels // heads,
+            layers=_at(self.transformer_layers_per_block, level),
+            groups=self.norm_num_groups,
+            use_linear_projection=self.use_linear_projection,
+            views=self.views,
+            only_cross_attention=only_cross,
+            dtype=self.dtype,
         )
 
     def _down_block(self, i: int) -> DownBlock2D:
