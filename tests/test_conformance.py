@@ -1,0 +1,192 @@
+"""What every Representation, Prior and Guidance promises, in one table.
+
+A new member joins by one line in its table.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import pages
+
+from jax3d.camera import orbit
+from jax3d.fields.mlp import MlpConfig, mlp
+from jax3d.fields.triplane import TriplaneConfig, triplane
+from jax3d.guidance.csd import csd
+from jax3d.guidance.hifa import hifa
+from jax3d.guidance.ism import ism
+from jax3d.guidance.nfsd import nfsd
+from jax3d.guidance.score import ScoreConfig
+from jax3d.guidance.sds import SDSConfig, sds
+from jax3d.guidance.vsd import SecondCritic, vsd
+from jax3d.optimize import asset
+from jax3d.optimize.asset import AssetConfig
+from jax3d.priors.empirical import EmpiricalData, condition, empirical
+from jax3d.priors.gaussian import GaussianData, gaussian
+from jax3d.types import Look, Ramp, TextCond
+
+SIZE = 8
+CAMERAS = orbit(jnp.array([0.3, 2.0]), jnp.array([0.2, 0.4]), 2.7, 0.7)
+IMAGES = jax.random.uniform(jax.random.key(0), (4, SIZE, SIZE, 3))
+COND = condition(1, 2)
+COND = COND.replace(plain=COND.null, negative=TextCond(COND.text.tokens[0]))
+
+
+def second(prior_params, own, z_t, t, text, camera, told):
+    """A second critic of three weights."""
+    return own * z_t * told[:, None, None, None]
+
+
+REPRESENTATIONS = {
+    "triplane": triplane(
+        TriplaneConfig(resolution=8, channels=2, levels=2, hidden=4, coarse=4, samples=4)
+    ),
+    "mlp": mlp(MlpConfig(frequencies=2, hidden=4, blocks=1, coarse=4, samples=4)),
+}
+PRIORS = {
+    "gaussian": (gaussian(SIZE), GaussianData(IMAGES[0], jnp.float32(0.1))),
+    "empirical": (
+        empirical(SIZE),
+        EmpiricalData(IMAGES, orbit(jnp.arange(4.0), 0.2, 2.7, 0.7), jnp.array([0, 0, 1, 1])),
+    ),
+}
+GUIDANCES = {
+    "sds": sds,
+    "sds-perp-neg": lambda p: sds(p, SDSConfig(ScoreConfig(view_words="perp-neg"))),
+    "sds-recon": lambda p: sds(p, SDSConfig(ScoreConfig(weighting="recon", rescale=0.5))),
+    "csd": csd,
+    "nfsd": nfsd,
+    "ism": ism,
+    "hifa": hifa,
+    "vsd": lambda p: vsd(p, SecondCritic(lambda key: jnp.ones(3), second)),
+}
+
+representations = pytest.mark.parametrize(
+    "rep", REPRESENTATIONS.values(), ids=REPRESENTATIONS.keys()
+)
+priors = pytest.mark.parametrize(("prior", "weights"), PRIORS.values(), ids=PRIORS.keys())
+guidances = pytest.mark.parametrize("guidance", GUIDANCES.values(), ids=GUIDANCES.keys())
+
+
+def assert_close(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+def assert_finite(tree):
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def assert_vmap_is_a_loop(f, batched):
+    """`f` over the leading axis of its arguments, at once and one by one; one trace each."""
+    at_once = jax.jit(jax.vmap(f))(*batched)
+    single = jax.jit(f)
+    count = len(jax.tree.leaves(batched)[0])
+    each = [single(*jax.tree.map(lambda x, i=i: x[i], batched)) for i in range(count)]
+    assert single._cache_size() == 1
+    assert_close(at_once, asset.stack(each))
+    assert_finite(at_once)
+    return at_once
+
+
+@representations
+def test_representation(rep):
+    keys = jax.random.split(jax.random.key(0), 2)
+    params = jax.jit(jax.vmap(rep.init))(keys)
+    x = jax.random.uniform(jax.random.key(1), (5, 3), minval=-rep.bound, maxval=rep.bound)
+
+    def show(params, key):
+        render = rep.render(params, key, CAMERAS, Look.albedo(), (SIZE, SIZE + 1))
+        return render, rep.density(params, x), rep.color(params, x), rep.tv(params)
+
+    def gradient(params, key):
+        def total(params):
+            render, density, color, tv = show(params, key)
+            maps = (render.rgb, render.alpha, render.depth, render.normal, render.orient)
+            return sum(jnp.mean(m) for m in (*maps, density, color)) + tv
+
+        return show(params, key), jax.grad(total)(params)
+
+    (render, density, color, tv), slope = assert_vmap_is_a_loop(gradient, (params, keys))
+    pixels = (2, 2, SIZE, SIZE + 1)
+    assert render.rgb.shape == render.normal.shape == (*pixels, 3)
+    assert render.alpha.shape == render.depth.shape == render.orient.shape == pixels
+    assert (density.shape, color.shape, tv.shape) == ((2, 5), (2, 5, 3), (2,))
+    for unit in (render.rgb, render.alpha, color):
+        assert np.min(unit) >= -1e-6
+        assert np.max(unit) <= 1 + 1e-5
+    assert np.min(density) >= 0
+    assert np.max(np.linalg.norm(render.normal, axis=-1)) <= 1 + 1e-5
+    assert all(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(slope))
+    adapted = rep.adapt(params, None, slope, 0, keys[0])
+    assert jax.tree.structure(adapted[0]) == jax.tree.structure(params)
+
+
+@priors
+def test_prior(prior, weights):
+    keys = jax.random.split(jax.random.key(0), 3)
+    rgb = jax.random.uniform(keys[0], (3, 2, SIZE, SIZE, 3))
+    t = jax.random.randint(keys[1], (3, 2), 0, len(prior.alphas_cumprod))
+    text = TextCond(jnp.broadcast_to(COND.text.tokens[:2], (3, 2, 1, 6)))
+
+    def judge(key, rgb, t, text):
+        z, pull = jax.vjp(lambda rgb: prior.encode(weights, key, rgb), rgb)
+        told = prior.denoise(weights, z, t, text, CAMERAS)
+        untold = prior.denoise(weights, z, t, text, None)
+        return z, pull(told), told, untold, prior.decode(weights, z)
+
+    z, _, told, untold, decoded = assert_vmap_is_a_loop(judge, (keys, rgb, t, text))
+    assert told.shape == untold.shape == z.shape
+    assert decoded.shape == rgb.shape
+    abar = np.asarray(prior.alphas_cumprod)
+    assert np.all(np.diff(abar) < 0)
+    assert abar[0] <= 1
+    assert abar[-1] >= 0
+
+
+@guidances
+def test_guidance(guidance):
+    prior, weights = PRIORS["empirical"]
+    toy = pages(4, SIZE)
+    keys = jax.random.split(jax.random.key(0), 2)
+    knobs = asset.stack(
+        [asset.knobs(1, guidance_scale=3.0), asset.knobs(2, t_max=Ramp.of(0.9, 0.5, steps=9))]
+    )
+
+    made = guidance(prior)
+    leaves, tree = jax.tree.flatten(weights)
+    floats = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+    def judge(key, knobs):
+        render = toy.render(toy.init(key), None, CAMERAS, Look.albedo(), (SIZE, SIZE))
+        own = None if made.init is None else made.init(key)
+
+        def scalar(rgb, changed):
+            both = dict(enumerate(leaves)) | dict(zip(floats, changed, strict=True))
+            seen = render.replace(rgb=rgb)
+            return made.loss(tree.unflatten(both.values()), key, 3, seen, CAMERAS, COND, knobs, own)
+
+        return jax.grad(scalar, argnums=(0, 1), has_aux=True)(
+            render.rgb, [leaves[i] for i in floats]
+        )
+
+    (to_image, to_weights), metrics = assert_vmap_is_a_loop(judge, (keys, knobs))
+    assert np.any(to_image != 0)
+    assert all(np.all(leaf == 0) for leaf in to_weights)
+    assert metrics["residual_norm"].shape == (2,)
+
+
+@representations
+@priors
+def test_a_sweep_of_knobs_is_one_program(rep, prior, weights):
+    config = AssetConfig(views=2, camera=asset.CameraConfig())
+    init, step = asset.make(rep, prior, sds(prior), config)
+    block = asset.run_block(step, 2, SIZE)
+    start = jax.jit(jax.vmap(init))
+    conds = asset.stack([COND, COND])
+    for scale, t_max in [(1.0, 0.98), (30.0, Ramp.of(0.9, 0.5, begin=1, steps=1))]:
+        knobs = asset.stack([asset.knobs(s, guidance_scale=scale, t_max=t_max) for s in (1, 2)])
+        states, metrics = block(start(knobs), weights, conds, knobs)
+        assert_finite((states, metrics))
+        assert states.step.tolist() == [2, 2]
+    assert block._cache_size() == 1
