@@ -7,6 +7,7 @@ from toys import no_condition, pages
 from jax3d.camera import CameraConfig, orbit
 from jax3d.guidance.base import Guidance
 from jax3d.guidance.sds import sds
+from jax3d.guidance.vsd import SecondCritic, vsd
 from jax3d.optimize import asset
 from jax3d.optimize.asset import AssetConfig, Stage
 from jax3d.priors.empirical import EmpiricalData, condition, empirical
@@ -69,6 +70,21 @@ def test_one_step_of_adam_by_hand():
     norm = np.sqrt(SIZE**2 * (3 * slope["rgb"] ** 2 + slope["alpha"] ** 2))
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
     assert after.step == 1
+
+
+def test_what_a_guidance_trains_beside_the_asset_moves_at_its_own_rate():
+    second = SecondCritic(
+        lambda key: jnp.full(3, 0.2), lambda p, own, z_t, t, text, camera, told: own * z_t
+    )
+    config = AssetConfig(views=2, rate=0.01, rates=(("guidance", 0.001),))
+    init, step = asset.make(PAGES, PRIOR, vsd(PRIOR, second), config)
+    knob = asset.knobs(0)
+    before = jax.jit(init)(knob)
+    after, metrics = jax.jit(step, static_argnums=4)(before, DATA, no_condition(), knob, SIZE)
+    np.testing.assert_allclose(np.abs(after.guidance - before.guidance), 0.001, rtol=1e-3)
+    moved = np.abs(after.params["rgb"] - before.params["rgb"])
+    np.testing.assert_allclose(moved[moved > 0], 0.01, rtol=1e-2)
+    assert metrics["second_loss"] > 0
 
 
 def test_an_unknown_group_of_rates_is_named():
