@@ -1,13 +1,14 @@
 """The full-size Stable Diffusion 1.5 UNet: our output and time against torch-diffusers.
 
-    python benchmarks/parity_sd15.py --torch TORCH_PYTHON [--runs 5] [--step]
+    python benchmarks/parity_sd15.py --torch TORCH_PYTHON [--runs 5]
+    python benchmarks/parity_sd15.py --step
 
 TORCH_PYTHON is the interpreter of another environment with torch, diffusers and safetensors
 (`pip install torch==2.13.0 diffusers==0.42.1 transformers==5.23.0`). It makes random weights and
 writes them as a checkpoint folder of 3.4 GB, which is then read here. Both sides run batch 2 at
 64x64 latents in float32 on one thread, in turns; times are CPU seconds of the process, so pin the
-script to a core (`taskset -c 1`) where the machine is shared. `--step` adds the peak memory of one
-score distillation step of a 512-pixel image. Needs 9 GB of memory.
+script to a core (`taskset -c 1`) where the machine is shared. Needs 9 GB of memory. `--step`
+compiles one score distillation step of a 512-pixel image and prints the memory that it takes.
 
 The exit code is 1 if the outputs differ by more than 1e-4 of the greatest value.
 """
@@ -66,7 +67,7 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def jax_side(folder: Path, worker: subprocess.Popen, runs: int, step: bool) -> float:
+def jax_side(folder: Path, worker: subprocess.Popen, runs: int) -> float:
     """Loads, compares, times in turns; the error as a fraction of the greatest value."""
     os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     import jax
@@ -105,41 +106,40 @@ def jax_side(folder: Path, worker: subprocess.Popen, runs: int, step: bool) -> f
         print(f"{name}: {median:.2f} s CPU [{min(seconds):.2f}..{max(seconds):.2f}]")
     ratios = [a / b for a, b in zip(times["jax"], times["torch"], strict=True)]
     print(f"jax / torch: {statistics.median(ratios):.2f} [{min(ratios):.2f}..{max(ratios):.2f}]")
-    if step:
-        worker.kill()
-        distil(net, params)
-        print(f"peak with one step of score distillation: {peak():.1f} GB")
     return error
 
 
-def distil(net, params) -> None:
-    """One gradient of a 512-pixel image through a random autoencoder and the UNet."""
+def step_memory() -> None:
+    """Prints what one SDS step of a 512-pixel image takes, by the compiler's own count."""
     import jax
     import jax.numpy as jnp
 
     from jax3d import diffusion
-    from jax3d.nn import vae
+    from jax3d.nn import unet, vae
     from jax3d.priors import stable_diffusion
     from jax3d.types import TextCond
 
-    coder = vae.AutoencoderKL()
-    weights = coder.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
+    net, coder = unet.from_config(CONFIG), vae.AutoencoderKL()
+    weights = {"unet": unet.abstract_params(net), "vae": vae.abstract_params(coder)}
     abar = diffusion.scaled_linear()
     network = stable_diffusion.text_network(net, 512)
     prior = stable_diffusion.latent_prior(network, coder, abar, "eps", 512)
-    weights = {"unet": params, "vae": weights}
-    text = TextCond(jnp.ones((2, 77, 768)))
 
-    @jax.jit
-    def gradient(weights, rgb):
+    def gradient(weights, tokens, rgb):
         key, t = jax.random.key(1), jnp.full(1, 500)
         z, pullback = jax.vjp(lambda rgb: prior.encode(weights, key, rgb), rgb)
         noise = jax.random.normal(key, z.shape)
-        z_t = diffusion.q_sample(abar, z, t, noise)
-        eps = prior.denoise(weights, jnp.repeat(z_t, 2, 0), jnp.repeat(t, 2), text, None)
+        z_t = jnp.repeat(diffusion.q_sample(abar, z, t, noise), 2, 0)
+        eps = prior.denoise(weights, z_t, jnp.repeat(t, 2), TextCond(tokens), None)
         return pullback(diffusion.cfg(eps[:1], eps[1:], 7.5) - noise)[0]
 
-    gradient(weights, jnp.full((1, 512, 512, 3), 0.5)).block_until_ready()
+    tokens = jax.ShapeDtypeStruct((2, 77, 768), jnp.float32)
+    rgb = jax.ShapeDtypeStruct((1, 512, 512, 3), jnp.float32)
+    count = jax.jit(gradient).lower(weights, tokens, rgb).compile().memory_analysis()
+    held, temporary = (
+        size / 1e9 for size in (count.argument_size_in_bytes, count.temp_size_in_bytes)
+    )
+    print(f"one SDS step at 512 pixels: {held:.1f} GB of weights, {temporary:.1f} GB beside them")
 
 
 def main() -> int:
@@ -147,11 +147,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--torch", help="interpreter of an environment with torch and diffusers")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--step", action="store_true", help="measure a distillation step too")
+    parser.add_argument("--step", action="store_true", help="count an SDS step's memory, no more")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         torch_side(args.worker)
+        return 0
+    if args.step:
+        step_memory()
         return 0
     if not args.torch:
         parser.error("--torch is needed: the interpreter of an environment with torch, diffusers")
@@ -166,7 +169,7 @@ def main() -> int:
             if worker.stdout.readline() != "ready\n":
                 print("the torch side failed; see above", file=sys.stderr)
                 return 2
-            error = jax_side(Path(folder), worker, args.runs, args.step)
+            error = jax_side(Path(folder), worker, args.runs)
         finally:
             worker.kill()
     return int(not error <= 1e-4)
