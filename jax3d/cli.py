@@ -132,7 +132,8 @@ def _parse(argv: list[str]):
         | Annotated[Sample, tyro.conf.subcommand("sample", default=Sample())]
         | Annotated[Train, tyro.conf.subcommand("train")]
     )
-    parsed = tyro.cli(commands, args=argv, prog="jax3d", config=(tyro.conf.AvoidSubcommands,))
+    config = (tyro.conf.AvoidSubcommands, tyro.conf.OmitSubcommandPrefixes)
+    parsed = tyro.cli(commands, args=argv, prog="jax3d", config=config)
     return parsed.network if isinstance(parsed, Train) else parsed
 
 

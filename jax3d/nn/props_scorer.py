@@ -53,7 +53,8 @@ class TextEncoder(nn.Module):
     @nn.compact
     def __call__(self, ids: Int[Array, "b L"]) -> Float[Array, "b e"]:
         """Unit embeddings of captions given as word ids (0 pads)."""
-        h = jnp.sum(WordTable(self.config, name="words")(ids), -2)
+        cfg = self.config
+        h = jnp.sum(WordTable(cfg.words, cfg.word_width, name="words")(ids), -2)
         h = nn.silu(nn.Dense(256, name="hidden1")(h))
         h = nn.silu(nn.Dense(256, name="hidden2")(h))
         return _unit(nn.Dense(self.config.embedding, name="embed")(h))

@@ -37,16 +37,14 @@ class UNetConfig:
 class WordTable(nn.Module):
     """Looks up the embeddings of word ids; id 0 pads and embeds to zero."""
 
-    config: UNetConfig
+    words: int
+    width: int
 
     @nn.compact
     def __call__(self, ids: Int[Array, "*b L"]) -> Float[Array, "*b L D"]:
         """Embeds ids."""
-        table = self.param(
-            "embedding",
-            nn.initializers.normal(1.0),
-            (self.config.words, self.config.word_width),
-        )
+        shape = (self.words, self.width)
+        table = self.param("embedding", nn.initializers.normal(1.0), shape)
         return table[ids] * (ids > 0)[..., None]
 
 
@@ -134,7 +132,13 @@ class PropsUNet(nn.Module):
         emb = nn.Dense(cfg.embedding, name="time1")(_sinusoid(t, 128))
         emb = emb + nn.Dense(cfg.embedding, name="text1")(pooled)
         emb = emb + nn.Dense(cfg.embedding, name="pose1")(pose)
-        emb = nn.silu(nn.Dense(cfg.embedding, name="emb2")(nn.silu(emb)))
+        emb = nn.Dense(cfg.embedding, name="emb2")(nn.silu(emb))
+        # What a class looks like from a side is a product of both: it needs some depth.
+        for k in range(2):
+            deep = nn.silu(nn.Dense(2 * cfg.embedding, name=f"deep{k}_in")(nn.silu(emb)))
+            zeros = nn.initializers.zeros
+            emb = emb + nn.Dense(cfg.embedding, name=f"deep{k}_out", kernel_init=zeros)(deep)
+        emb = nn.silu(emb)
 
         x = _patch(z_t, cfg.patch)
         maps = jnp.concatenate([rays, jnp.ones_like(rays[..., :1])], -1) * told[:, None, None, None]

@@ -53,6 +53,8 @@ class AssetConfig:
     trains beside the asset goes by the name "guidance"."""
     p_grey: float = 0.5
     """Chance that a view gets a background of random grey instead of the knobs'."""
+    grey: tuple[float, float] = (0.25, 1.0)
+    """Range of that grey; the embedded critic has seen no darker ground."""
     shaded_from: int = 0
     """Steps that show the bare albedo before the first shaded view."""
     p_shaded: float = 0.0
@@ -162,7 +164,8 @@ def sample_look(key: Key, config: AssetConfig, step, cameras: Camera, knobs: Kno
     """Background and light of each view (DreamFusion, section 3.1); lamps stand near the camera."""
     keys = jax.random.split(key, 5)
     views = cameras.azimuth.shape
-    grey = jax.random.uniform(keys[0], (*views, 1)) * jnp.ones(3)
+    low, high = config.grey
+    grey = jax.random.uniform(keys[0], (*views, 1), minval=low, maxval=high) * jnp.ones(3)
     use_grey = jax.random.bernoulli(keys[1], config.p_grey, views)
     lit = jax.random.bernoulli(keys[2], config.p_shaded, views) & (step >= config.shaded_from)
     bare = jax.random.bernoulli(keys[3], config.p_textureless, views)

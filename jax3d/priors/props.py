@@ -38,7 +38,7 @@ def init(key: Key, config: UNetConfig) -> Params:
     ids = jnp.zeros((1, props.MAX_WORDS), jnp.int32)
     side = SIZE // config.patch
     return {
-        "words": WordTable(config).init(k_words, ids)["params"],
+        "words": WordTable(config.words, config.word_width).init(k_words, ids)["params"],
         "unet": PropsUNet(config).init(
             k_unet,
             jnp.zeros((1, SIZE, SIZE, 3)),

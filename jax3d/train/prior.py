@@ -33,24 +33,26 @@ class PriorTraining:
     photographs: BankConfig = dataclasses.field(
         default_factory=lambda: BankConfig(12_000, seed=2, front_heavy=True)
     )
-    steps: int = 8000
+    steps: int = 7800
     batch: int = 32
-    photograph_share: float = 0.125
+    photograph_share: float = 0.0625
     lr: float = 1e-3
     warmup: int = 200
-    decay: float = 0.3
+    decay: float = 0.25
     """Share of the steps, at the end, over which the rate falls to zero."""
-    ema: float = 0.999
-    time_power: float = 0.5
+    ema: float = 0.998
+    time_power: float = 0.3
     """Timesteps are T u^time_power for uniform u: below 1 it favours noisy ones, where shape and
     view are decided."""
     drop_text: float = 0.12
-    tell_camera: float = 0.75
+    tell_camera: float = 0.85
     """Share of turntable views whose camera is told; the others are told a view word."""
     tell_both: float = 0.3
     """Share of views with a camera that are told the view word as well."""
     short_captions: float = 0.2
     """Share of captions that leave something out."""
+    start_from: Path | None = None
+    """Weights to begin with, such as the shipped ones, under a fresh optimiser."""
     seed: int = 0
     save_every: int = 500
 
@@ -176,6 +178,9 @@ def train(config: PriorTraining, folder: Path, report: Callable[[str], None] = p
         report(f"going on from step {int(state.step)}")
     else:
         state = init()
+        if config.start_from is not None:
+            params = critic.load(config.start_from)
+            state = state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
     step = jax.jit(step, donate_argnums=0)
     losses = []
     for k, batch in enumerate(

@@ -20,7 +20,7 @@ TINY = UNetConfig(
 @pytest.fixture(scope="module")
 def params():
     """Random weights everywhere, so that nothing is hidden behind a zero initialisation."""
-    fresh = critic.init(jax.random.key(0), TINY)
+    fresh = jax.jit(lambda key: critic.init(key, TINY))(jax.random.key(0))
     leaves, tree = jax.tree.flatten(fresh)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
@@ -61,17 +61,19 @@ def test_text_and_camera_both_matter(params, question):
 def test_an_untold_camera_is_the_same_as_none(params, question):
     z, t, camera = question
     words = jnp.zeros((2, props.MAX_WORDS, TINY.word_width))
+    predict = jax.jit(critic.predict_x0, static_argnums=1)
     args = (params, TINY, z, t.astype(jnp.float32), words)
-    masked = critic.predict_x0(*args, camera, jnp.zeros(2, bool))
-    np.testing.assert_allclose(masked, critic.predict_x0(*args, None), atol=1e-6)
+    masked = predict(*args, camera, jnp.zeros(2, bool))
+    np.testing.assert_allclose(masked, predict(*args, None), atol=1e-6)
 
 
 def test_padding_words_are_not_seen(params, question):
     z, t, camera = question
     tokens = critic.encode_text(params, "a red chair").plain.tokens
+    predict = jax.jit(critic.predict_x0, static_argnums=1)
     longer = jnp.concatenate([tokens, jnp.zeros((3, tokens.shape[1]))])
     out = [
-        critic.predict_x0(params, TINY, z, t.astype(jnp.float32), jnp.stack([words] * 2), camera)
+        predict(params, TINY, z, t.astype(jnp.float32), jnp.stack([words] * 2), camera)
         for words in (tokens, longer)
     ]
     np.testing.assert_allclose(*out, atol=1e-5)
