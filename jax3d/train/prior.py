@@ -150,7 +150,7 @@ def batches(config: PriorTraining, folder: Path, first: int, report: Callable[[s
     few = round(config.photograph_share * config.batch)
     photograph = np.arange(config.batch) < few
     for step in range(first, config.steps):
-        rng = np.random.Generator(np.random.Philox(key=config.seed, counter=step))
+        rng = np.random.default_rng((config.seed, step))
         rows = [
             (bank, np.sort(rng.integers(len(bank.images), size=n)))
             for bank, n in ((photographs, few), (turntable, config.batch - few))

@@ -134,7 +134,7 @@ def train(config: ScorerTraining, folder: Path, report: Callable[[str], None] = 
     init, step = make(config)
     state, step = init(), jax.jit(step, donate_argnums=0)
     for k in range(config.steps):
-        rng = np.random.Generator(np.random.Philox(key=config.seed, counter=k))
+        rng = np.random.default_rng((config.seed, k))
         i = np.sort(rng.integers(len(bank.images), size=config.batch))
         state, losses = step(state, k, (bank.images[i], bank.spec[i], bank.camera.azimuth[i]))
         if (k + 1) % 100 == 0:
