@@ -3,10 +3,15 @@
 phi(x) = [P_xy(x), P_xz(x), P_yz(x)] by bilinear lookup (EG3D, section 4), then a ReLU network to
 (density, albedo[, normal]). Each plane is the sum of a pyramid of resolutions, all upsampled to
 the finest before rendering: the function is that of a single plane, but large shapes move as one
-parameter, which steadies and speeds up Adam. Letters: n points, r plane resolution, c channels.
+parameter, which steadies and speeds up Adam.
+
+Two renderers, one result: `_field` is the formula, `_split` the same for `volume.render`, where
+the first layer may be folded into the planes (`planes`). Letters: n points, m samples, r plane
+resolution, c channels, g lattice points per axis.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -16,9 +21,11 @@ from jaxtyping import Array, Float
 
 from jax3d import camera as cameras
 from jax3d import interp
+from jax3d.fields import planes
 from jax3d.fields.base import Representation, no_adapt
 from jax3d.math import normalize
-from jax3d.render import volume
+from jax3d.render import sparse, volume
+from jax3d.render.sparse import Plan
 from jax3d.types import Camera, Key, Look, Params, Render
 
 Normals = Literal["none", "predicted", "finite-difference", "analytic"]
@@ -45,9 +52,21 @@ class TriplaneConfig:
     normals: Normals = "none"
     """Where normals come from; lit looks need some. `predicted` is an extra head, free and not
     tied to the density; `finite-difference` costs three densities, `analytic` a gradient."""
-    coarse: int = 32
-    samples: int = 32
+    coarse: int = 0
+    """Bins of the histogram that places the samples; 0 places them evenly."""
+    samples: int = 64
+    """Along each ray."""
+    lattice: int = 32
+    """Points per axis at which the density is looked up before each render to skip empty and
+    hidden samples; 0 skips nothing."""
+    cull: float = 1e-3
+    """Samples of less opacity than this, or seen by less of their ray, are skipped."""
     tile: int = 16384
+    """Rays at a time, to bound the memory of large images."""
+    plan: Plan | None = None
+    """Code path of the renderer; `None` takes that of the backend."""
+    reference: bool = False
+    """Render by plain autodiff instead, with every sample in memory."""
     learned_background: bool = False
     """A small network of the ray's direction replaces the look's background."""
 
@@ -55,9 +74,6 @@ class TriplaneConfig:
 def triplane(config: TriplaneConfig | None = None) -> Representation:
     """Build the representation."""
     cfg = config or TriplaneConfig()
-    rays_cfg = volume.VolumeConfig(
-        bound=cfg.bound, coarse=cfg.coarse, samples=cfg.samples, tile=cfg.tile
-    )
 
     def render(
         params: Params, key: Key | None, camera: Camera, look: Look, size: tuple[int, int]
@@ -66,11 +82,24 @@ def triplane(config: TriplaneConfig | None = None) -> Representation:
         backdrop = None
         if cfg.learned_background:
             backdrop = jax.nn.sigmoid(_mlp(params["background"], rays.directions))
-        field = lambda p, x: _field(p, x, cfg)  # noqa: E731
         composed = _compose(params)
-        return volume.render_reference(
-            field, composed, rays, look, rays_cfg, key, backdrop=backdrop
+        plan = cfg.plan or sparse.plan()
+        rays_cfg = volume.VolumeConfig(
+            bound=cfg.bound,
+            coarse=cfg.coarse,
+            samples=cfg.samples,
+            tile=cfg.tile,
+            cull=cfg.cull,
+            chunk=plan.chunk,
         )
+        if cfg.reference:
+            field = partial(_field, cfg=cfg)
+            return volume.render_reference(
+                field, composed, rays, look, rays_cfg, key, backdrop=backdrop
+            )
+        lattice = density_lattice(params, cfg) if cfg.lattice else None
+        split, split_params = _split(composed, cfg, plan)
+        return volume.render(split, split_params, rays, look, rays_cfg, key, lattice, backdrop)
 
     def density(params: Params, x: Float[Array, "*n 3"]) -> Float[Array, "*n"]:
         sigma = _sigma(_compose(params), x.reshape(-1, 3), cfg)
@@ -82,8 +111,8 @@ def triplane(config: TriplaneConfig | None = None) -> Representation:
 
     def tv(params: Params) -> Float[Array, ""]:
         """Mean squared difference of neighbouring texels."""
-        planes = _compose(params)["planes"]
-        return jnp.mean(jnp.diff(planes, axis=1) ** 2) + jnp.mean(jnp.diff(planes, axis=2) ** 2)
+        texels = _compose(params)["planes"]
+        return jnp.mean(jnp.diff(texels, axis=1) ** 2) + jnp.mean(jnp.diff(texels, axis=2) ** 2)
 
     return Representation(
         init=lambda key: _init(key, cfg),
@@ -129,19 +158,20 @@ def _mlp(layers: list[dict], h: Float[Array, "*n a"]) -> Float[Array, "*n b"]:
 
 def _compose(params: Params) -> Params:
     """Sum the pyramid into planes `[3, r, r, c]`."""
-    finest = params["planes"][0]
-    planes = sum(
-        (jax.image.resize(level, finest.shape, "linear") for level in params["planes"][1:]), finest
-    )
-    return {**params, "planes": planes}
+    finest, *coarser = params["planes"]
+    total = sum((jax.image.resize(level, finest.shape, "linear") for level in coarser), finest)
+    return {**params, "planes": total}
 
 
 def _raw(p: Params, x: Float[Array, "n 3"], cfg: TriplaneConfig) -> Float[Array, "n o"]:
     """The network's outputs; column 0 carries the blob."""
-    unit = x / (2 * cfg.bound) + 0.5
-    features = interp.triplane(p["planes"], unit)
+    features = interp.triplane(p["planes"], _unit(x, cfg))
     raw = _mlp(p["mlp"], features.reshape(len(x), -1))
     return raw.at[:, 0].add(_blob(x, cfg))
+
+
+def _unit(x: Float[Array, "n 3"], cfg: TriplaneConfig) -> Float[Array, "n 3"]:
+    return x / (2 * cfg.bound) + 0.5
 
 
 def _blob(x: Float[Array, "n 3"], cfg: TriplaneConfig) -> Float[Array, " n"]:
@@ -154,6 +184,11 @@ def _sigma(p: Params, x: Float[Array, "n 3"], cfg: TriplaneConfig) -> Float[Arra
     return jax.nn.softplus(_raw(p, x, cfg)[:, 0])
 
 
+def _step(cfg: TriplaneConfig) -> float:
+    """Shift of finite differences: a quarter of a texel, metres."""
+    return 0.5 * cfg.bound / cfg.resolution
+
+
 def _field(p: Params, x: Float[Array, "n 3"], cfg: TriplaneConfig) -> volume.Samples:
     raw = _raw(p, x, cfg)
     sigma, rgb = jax.nn.softplus(raw[:, 0]), jax.nn.sigmoid(raw[:, 1:4])
@@ -163,11 +198,88 @@ def _field(p: Params, x: Float[Array, "n 3"], cfg: TriplaneConfig) -> volume.Sam
         case "predicted":
             normal = normalize(raw[:, 4:7])
         case "finite-difference":
-            step = 0.5 * cfg.bound / cfg.resolution
-            shifted = x[None] + step * jnp.eye(3)[:, None]
+            shifted = x[None] + _step(cfg) * jnp.eye(3)[:, None]
             ahead = _sigma(p, shifted.reshape(-1, 3), cfg).reshape(3, -1)
             normal = normalize((sigma - ahead).T)
         case "analytic":
             slope = jax.grad(lambda x: jnp.sum(_sigma(p, x, cfg)))(x)
             normal = normalize(-slope)
     return volume.Samples(sigma, rgb, normal)
+
+
+def _split(p: Params, cfg: TriplaneConfig, plan: Plan) -> tuple[sparse.Split, Params]:
+    """`_field` in the form of `volume.render`, and its parameters."""
+    join = "sum" if plan.fold else "concat"
+    slopes = {"analytic": "exact", "finite-difference": "shifted"}.get(cfg.normals, "none")
+    table = planes.fold(p["planes"], p["mlp"][0]["w"]) if plan.fold else p["planes"]
+    if plan.dtype is not None:
+        table = table.astype(plan.dtype)
+    reading = {"join": join, "slopes": slopes, "step": _step(cfg) / (2 * cfg.bound)}
+    split = sparse.Split(
+        gather=lambda table, x: planes.gather(table, _unit(x, cfg), **reading),
+        scatter=lambda table, x, dh: planes.scatter(table, _unit(x, cfg), dh, **reading),
+        head=partial(_head, cfg=cfg, fold=plan.fold),
+    )
+    return split, (table, p["mlp"])
+
+
+def _head(
+    mlp: Params, h: Float[Array, "m q d"], x: Float[Array, "m 3"], cfg: TriplaneConfig, fold: bool
+) -> volume.Samples:
+    """From lookups to samples; `fold` says that the first layer's product is in them."""
+
+    def network(h, x):
+        first = h if fold else h @ mlp[0]["w"]
+        h = jax.nn.relu(first + mlp[0]["b"])
+        return _mlp(mlp[1:], h).at[:, 0].add(_blob(x, cfg))
+
+    raw = network(h[:, 0], x)
+    sigma, rgb = jax.nn.softplus(raw[:, 0]), jax.nn.sigmoid(raw[:, 1:4])
+    axes = jnp.eye(3, dtype=x.dtype)
+    match cfg.normals:
+        case "none":
+            normal = None
+        case "predicted":
+            normal = normalize(raw[:, 4:7])
+        case "finite-difference":
+            ahead = [network(h[:, 1 + a], x + _step(cfg) * axes[a])[:, 0] for a in range(3)]
+            normal = normalize(sigma[:, None] - jax.nn.softplus(jnp.stack(ahead, axis=-1)))
+        case "analytic":
+            scale = 1 / (2 * cfg.bound)
+            slope = [
+                jax.jvp(
+                    lambda h, x: jax.nn.softplus(network(h, x)[:, 0]),
+                    (h[:, 0], x),
+                    (scale * h[:, 1 + a], jnp.broadcast_to(axes[a], x.shape)),
+                )[1]
+                for a in range(3)
+            ]
+            normal = normalize(-jnp.stack(slope, axis=-1))
+    return volume.Samples(sigma, rgb, normal)
+
+
+def density_lattice(params: Params, cfg: TriplaneConfig) -> Float[Array, "g g g"]:
+    """Densities at evenly spaced points, corner to corner, slice by slice.
+
+    On a lattice the planes' parts are shared by whole rows of points, so a density costs one
+    pass of the network's later layers and no lookup. Not differentiated.
+    """
+    g, p = cfg.lattice, _compose(jax.lax.stop_gradient(params))
+    table = planes.fold(p["planes"], p["mlp"][0]["w"])
+    low, way = interp.corners(jnp.linspace(0.0, 1.0, g), cfg.resolution)
+    for axis in (1, 2):
+        way = way.reshape(-1, *(1,) * (3 - axis))
+        table = (1 - way) * table.take(low, axis) + way * table.take(low + 1, axis)
+    xy, xz, yz = table
+    at = jnp.linspace(-cfg.bound, cfg.bound, g)
+    grid = jnp.stack(jnp.meshgrid(at, at, indexing="ij"), axis=-1).reshape(-1, 2)
+    last = [{"w": p["mlp"][-1]["w"][:, :1], "b": p["mlp"][-1]["b"][:1]}]
+
+    def layer(inputs):
+        x, xy, xz = inputs
+        h = xy[:, None] + xz[None] + yz + p["mlp"][0]["b"]
+        raw = _mlp([*p["mlp"][1:-1], *last], jax.nn.relu(h.reshape(g * g, -1)))[:, 0]
+        points = jnp.concatenate([jnp.full((g * g, 1), x), grid], axis=-1)
+        return jax.nn.softplus(raw + _blob(points, cfg)).reshape(g, g)
+
+    return jax.lax.map(layer, (at, xy, xz))

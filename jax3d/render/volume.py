@@ -1,9 +1,9 @@
 """Volume rendering of a field of density and colour, by quadrature along rays.
 
-With optical depth tau_i = sigma_i delta_i and c_i = sum_{j<i} tau_j, a sample's weight is
-w_i = exp(-c_i) (1 - exp(-tau_i)) and the opacity of the ray 1 - exp(-sum tau) (Max 1995; NeRF,
-eq. 3). Everything stays in log space until the last step, so neither empty nor saturated rays
-lose their gradient to a NaN.
+With optical depth tau_i = sigma_i delta_i and T_i = exp(-sum_{j<i} tau_j), a sample's weight is
+w_i = T_i - T_{i+1} = T_i (1 - exp(-tau_i)) and the opacity of the ray 1 - T_s (Max 1995; NeRF,
+eq. 3). Transmittance is summed in log space, so neither empty nor saturated rays lose their
+gradient to a NaN.
 
 A field is a function `field(params, x[m, 3]) -> Samples` of points in world space.
 Letters: v views, n rays, s samples along a ray, m points.
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax3d import stepfun
-from jax3d.render import shading
+from jax3d.render import shading, sparse
 from jax3d.types import Key, Look, Params, Rays, Render
 
 
@@ -49,6 +49,10 @@ class VolumeConfig:
     """Rays at a time: bounds the memory of large images."""
     weights: bool = False
     """Return the compositing weights."""
+    cull: float = 1e-3
+    """`render` leaves out samples of less opacity than this, or seen by less of their ray."""
+    chunk: int = 1024
+    """Samples that `render` has in flight."""
 
 
 def near_far(rays: Rays, cfg: VolumeConfig) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
@@ -74,9 +78,11 @@ def weights(
 ) -> tuple[Float[Array, "n s"], Float[Array, " n"]]:
     """Compositing weights of the samples and the opacity of the rays."""
     tau = sigma * jnp.diff(edges, axis=-1)
-    total = jnp.cumsum(tau, axis=-1)
-    before = jnp.pad(total[:, :-1], ((0, 0), (1, 0)))
-    return jnp.exp(-before) * -jnp.expm1(-tau), -jnp.expm1(-total[:, -1])
+    # As a product with a triangle of ones, a running sum along short rows is fast everywhere.
+    ones = jnp.triu(jnp.ones((tau.shape[-1],) * 2, tau.dtype))
+    left = jnp.exp(-jnp.matmul(tau, ones, precision="highest"))
+    before = jnp.concatenate([jnp.ones_like(left[:, :1]), left[:, :-1]], axis=-1)
+    return before - left, 1 - left[:, -1]
 
 
 def composite(
@@ -95,12 +101,12 @@ def composite(
     if samples.normal is not None:
         normals = samples.normal.reshape(n, s, 3)
         rgb = shading.shade(rgb, normals, look)
-        normal = jnp.einsum("ns,nsi->ni", w, normals)
+        normal = _blend(w, normals)
         # The weights are held still, or the object would shrink to please this term
         # (DreamFusion, appendix A.2).
-        away = jnp.maximum(jnp.einsum("nsi,ni->ns", normals, rays.directions), 0.0)
+        away = jnp.maximum(jnp.sum(normals * rays.directions[:, None], axis=-1), 0.0)
         orient = jnp.sum(jax.lax.stop_gradient(w) * away**2, axis=-1)
-    color = jnp.einsum("ns,nsi->ni", w, rgb)
+    color = _blend(w, rgb)
     return {
         "rgb": color + (1 - alpha)[:, None] * look.background,
         "alpha": alpha,
@@ -109,6 +115,11 @@ def composite(
         "orient": orient,
         "weights": w if cfg.weights else None,
     }
+
+
+def _blend(w: Float[Array, "n s"], x: Float[Array, "n s 3"]) -> Float[Array, "n 3"]:
+    # Channel by channel: XLA:CPU sums contiguous rows several times faster.
+    return jnp.stack([jnp.sum(w * x[..., i], axis=-1) for i in range(3)], axis=-1)
 
 
 def render_reference(
@@ -138,10 +149,50 @@ def render_reference(
     return tiled(march, rays, shading.per_ray(look, rays, backdrop), cfg, key)
 
 
+def render(
+    field: sparse.Split,
+    params: Params,
+    rays: Rays,
+    look: Look,
+    cfg: VolumeConfig,
+    key: Key | None = None,
+    lattice: Float[Array, "g g g"] | None = None,
+    backdrop: Float[Array, "*v h w 3"] | None = None,
+) -> Render:
+    """Render as `render_reference` does, fast and without its memory; see `sparse`.
+
+    `lattice` holds densities at evenly spaced points of the cube of half side `cfg.bound`,
+    corner to corner: samples that it shows to be empty or hidden are left out, and it takes the
+    place of the proposal. Without it every sample is evaluated. Differentiable in `params` and
+    `look`, not in the rays.
+    """
+    if lattice is not None:
+        lattice = jax.lax.stop_gradient(lattice)
+        bounds = sparse.bounds(lattice)
+
+    def density(x):
+        if lattice is None:
+            return field(jax.lax.stop_gradient(params), x).sigma
+        return sparse.lookup(bounds, x, cfg.bound)[0]
+
+    def march(rays, look, u):
+        edges, t = place(density, rays, u, cfg)
+        keep = None
+        if lattice is not None:
+            keep = sparse.occupied(bounds, rays, edges, t, cfg.bound, cfg.cull)
+        samples = sparse.evaluate(field, params, rays, t, keep, cfg.chunk)
+        return composite(samples, edges, t, rays, look, cfg)
+
+    return tiled(march, rays, shading.per_ray(look, rays, backdrop), cfg, key)
+
+
 def place(
-    density: Callable[[Any], Any], rays: Rays, u: Float[Array, " n"], cfg: VolumeConfig
+    density: Callable[[Any], Any] | None, rays: Rays, u: Float[Array, " n"], cfg: VolumeConfig
 ) -> tuple[Float[Array, "n e"], Float[Array, "n s"]]:
-    """Edges of the sampling intervals of flat rays, and the sample in each, metres."""
+    """Edges of the sampling intervals of flat rays, and the sample in each, metres.
+
+    `density(x[m, 3]) -> sigma[m]` fills the histogram; it is not asked if `cfg.coarse` is 0.
+    """
     near, far = near_far(rays, cfg)
     if cfg.coarse == 0:
         edges = stepfun.even_edges(near, far, cfg.samples)

@@ -7,10 +7,11 @@ import optax
 import pytest
 
 from jax3d import camera, math
-from jax3d.fields.triplane import TriplaneConfig, triplane
+from jax3d.fields.triplane import TriplaneConfig, density_lattice, triplane
+from jax3d.render import sparse
 from jax3d.types import Look
 
-SMALL = TriplaneConfig(resolution=8, channels=4, levels=2, hidden=8, coarse=8, samples=8)
+SMALL = TriplaneConfig(resolution=8, channels=4, levels=2, hidden=8, coarse=0, samples=8, lattice=4)
 LIT = Look(jnp.ones(3), jnp.array(0.2), jnp.array(0.3), jnp.array([0.6, 0.0, 0.8]))
 CAMERAS = camera.orbit(jnp.array([0.3, 2.0]), jnp.array([0.2, 0.4]), 2.7, 0.7)
 
@@ -55,7 +56,7 @@ def test_density_and_color_are_those_of_the_render():
 @pytest.mark.parametrize("normals", ["none", "predicted", "finite-difference", "analytic"])
 def test_gradients_match_finite_differences(normals):
     with jax.enable_x64(True):
-        rep = variant(normals=normals, coarse=0, resolution=4, channels=2, hidden=4, samples=5)
+        rep = variant(normals=normals, lattice=0, resolution=4, channels=2, hidden=4, samples=5)
         params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), rough(rep))
         look = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), LIT)
 
@@ -73,6 +74,39 @@ def test_gradients_match_finite_differences(normals):
             behind = loss(tree.unflatten([a - b for a, b in zip(leaves, way, strict=True)]))
             slope = sum(map(jnp.vdot, jax.tree.leaves(gradient), way))
             np.testing.assert_allclose(2 * slope, ahead - behind, rtol=1e-5)
+
+
+@pytest.mark.parametrize("normals", ["none", "predicted", "finite-difference", "analytic"])
+@pytest.mark.parametrize("fold", [True, False])
+def test_the_fast_renderer_equals_the_reference(normals, fold):
+    if fold and normals == "predicted":
+        pytest.skip("an output like the others")
+    with jax.enable_x64(True):
+        plan = sparse.Plan(fold=fold, chunk=32, dtype=None, over="map")
+        params, results = None, []
+        look = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), LIT)
+        for changes in ({"reference": True}, {"lattice": 0}):
+            rep = variant(normals=normals, samples=5, plan=plan, **changes)
+            if params is None:
+                params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), rough(rep))
+
+            def loss(params, rep=rep):
+                out = rep.render(params, None, CAMERAS, look, (3, 3))
+                return sum(jnp.sum(jnp.sin(a)) for a in jax.tree.leaves(out)), out
+
+            results.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(params))
+        for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_the_lattice_holds_densities():
+    cfg = TriplaneConfig(**{**SMALL.__dict__, "lattice": 5})
+    params = rough(triplane(cfg))
+    at = jnp.linspace(-1.0, 1.0, 5)
+    x = jnp.stack(jnp.meshgrid(at, at, at, indexing="ij"), -1)
+    expected = jax.jit(triplane(cfg).density)(params, x)
+    lattice = jax.jit(lambda p: density_lattice(p, cfg))(params)
+    np.testing.assert_allclose(lattice, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_exact_and_finite_difference_normals_point_out_of_the_blob():

@@ -1,0 +1,242 @@
+"""Evaluating a field only where a ray can see something, without keeping what it computed.
+
+The field is split where it is linear: h = gather(table, x), a weighted sum of table rows, then a
+small network `head(net, h, x)`. Reverse mode would store h and every hidden layer for all n s
+samples. Instead the samples go through in chunks, and the backward pass computes each chunk again:
+
+    forward, per chunk:   h = gather(table, x);  out[chunk] = head(net, h, x)
+    backward, per chunk:  (dnet, dh) = vjp(head)(dout[chunk]);  scatter(dtable, x, dh)
+
+so nothing of size [n s, hidden] exists, and scatter adds into one accumulator in place. The
+backward loop carries the h of the next chunk: XLA would otherwise fuse the lookup into each of
+h's consumers and do it twice.
+
+Which samples matter is read off a coarse lattice of densities, dilated (its neighbourhood's
+maximum) to find empty space and eroded (its minimum) to find what lies behind opaque matter; both
+are on the safe side. The samples that are left are found by rank, and the loop runs for as many
+chunks as they fill: the work follows the scene, and there is no budget to choose or to overflow.
+
+Letters: n rays, s samples along a ray, m = n s, g lattice.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jax3d import interp
+from jax3d.types import Params, Rays
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is fast depends on the machine; the numbers are the same but for rounding."""
+
+    fold: bool
+    """Apply the network's first layer to the table before the lookup, which is linear too. Saves
+    arithmetic at the samples and widens the rows: right where arithmetic is the limit."""
+    chunk: int
+    """Samples in flight."""
+    dtype: str | None
+    """Of the table's rows; `None` is that of the parameters."""
+    over: Literal["map", "vmap"]
+    """How to go over several assets: one by one keeps caches warm, a batch fills a device."""
+
+
+CPU = Plan(fold=True, chunk=1024, dtype=None, over="map")
+ACCELERATOR = Plan(fold=False, chunk=65536, dtype="bfloat16", over="vmap")
+
+
+def plan(backend: str | None = None) -> Plan:
+    """The plan of a backend, by default the one that JAX runs on."""
+    return CPU if (backend or jax.default_backend()) == "cpu" else ACCELERATOR
+
+
+class Split(NamedTuple):
+    """A field that is linear in a table; its parameters are the pair `(table, net)`."""
+
+    gather: Callable[[Any, Any], Any]
+    """`gather(table, x[m, 3]) -> h[m, ...]`, linear in `table`"""
+    scatter: Callable[[Any, Any, Any], Any]
+    """`scatter(table, x, dh) -> table` plus the transpose of `gather` applied to `dh`"""
+    head: Callable[[Any, Any, Any], Any]
+    """`head(net, h, x) -> Samples`"""
+
+    def __call__(self, params: Params, x: Float[Array, "m 3"]) -> Any:
+        """The field as one function, for the reference renderer."""
+        table, net = params
+        return self.head(net, self.gather(table, x), x)
+
+
+def evaluate(
+    field: Split,
+    params: Params,
+    rays: Rays,
+    t: Float[Array, "n s"],
+    keep: Bool[Array, "n s"] | None = None,
+    chunk: int = 1024,
+) -> Any:
+    """The field's `Samples`, `[n * s]`, at `t` along flat rays; zero where not kept.
+
+    Differentiable in `params` alone: raises `NotImplementedError` when asked for gradients of
+    the rays, which `volume.render_reference` gives.
+    """
+    lines = (_constant(rays.origins), _constant(rays.directions), _constant(t))
+    return _evaluate(field, chunk, params, lines, keep)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _evaluate(field, chunk, params, lines, keep):
+    return _forward(field, chunk, params, lines, keep)[0]
+
+
+def _forward(field, chunk, params, lines, keep):
+    (table, net), t = params, lines[2]
+    trips, find = _schedule(t, keep, chunk)
+
+    def body(i, out):
+        index = find(i)
+        x = _points(lines, index)
+        values = field.head(net, field.gather(table, x), x)
+        return jax.tree.map(
+            lambda o, v: o.at[index].set(
+                v, mode="drop", indices_are_sorted=True, unique_indices=True
+            ),
+            out,
+            values,
+        )
+
+    one_chunk = jax.eval_shape(
+        lambda p, x: field(p, x), params, jax.ShapeDtypeStruct((chunk, 3), t.dtype)
+    )
+    out = jax.tree.map(lambda a: jnp.zeros((t.size, *a.shape[1:]), a.dtype), one_chunk)
+    return lax.fori_loop(0, trips, body, out), (params, lines, keep)
+
+
+def _backward(field, chunk, saved, cotangents):
+    (table, net), lines, keep = saved
+    trips, find = _schedule(lines[2], keep, chunk)
+
+    def ahead(i):
+        index = find(i)
+        x = _points(lines, index)
+        return index, x, field.gather(table, x)
+
+    def body(i, carry):
+        dtable, dnet, (index, x, h) = carry
+        dout = jax.tree.map(lambda c: c.at[index].get(mode="fill", fill_value=0), cotangents)
+        _, pull = jax.vjp(lambda net, h: field.head(net, h, x), net, h)
+        more, dh = pull(dout)
+        dtable = field.scatter(dtable, x, dh)
+        return dtable, jax.tree.map(jnp.add, dnet, more), ahead(i + 1)
+
+    # Thousands of small terms meet in a row: narrow tables are summed wide.
+    wide = jnp.zeros(table.shape, jnp.promote_types(table.dtype, jnp.float32))
+    start = (wide, jax.tree.map(jnp.zeros_like, net), ahead(0))
+    dtable, dnet, _ = lax.fori_loop(0, trips, body, start)
+    return (dtable.astype(table.dtype), dnet), None, None
+
+
+_evaluate.defvjp(_forward, _backward)
+
+
+@jax.custom_jvp
+def _constant(x):
+    return x
+
+
+@_constant.defjvp
+def _no_gradient(primals, tangents):
+    raise NotImplementedError(
+        "the fast renderer has no gradient for cameras or rays; use volume.render_reference"
+    )
+
+
+def _schedule(t, keep, chunk):
+    """How many chunks there are, and chunk i: ascending flat indices, past the end >= m."""
+    slots = jnp.arange(chunk, dtype=jnp.int32)
+    if keep is None:
+        return -(-t.size // chunk), lambda i: i * chunk + slots
+    row_ends = jnp.cumsum(jnp.sum(keep, axis=1, dtype=jnp.int32))
+    within = jnp.cumsum(keep, axis=1, dtype=jnp.int32)
+    rank = (within + jnp.pad(row_ends[:-1], (1, 0))[:, None]).reshape(-1)
+    trips = (_over_batch(row_ends[-1]) + chunk - 1) // chunk
+
+    def find(i):
+        index = jnp.searchsorted(rank, i * chunk + slots + 1).astype(jnp.int32)
+        return jnp.where(index < t.size, index, t.size + slots)
+
+    return trips, find
+
+
+@jax.custom_batching.custom_vmap
+def _over_batch(count):
+    """The largest count of a vmapped batch: one loop bound for all, as superfluous chunks are
+    empty. A bound per member would have XLA select whole accumulators in each turn."""
+    return count
+
+
+@_over_batch.def_vmap
+def _largest(axis_size, in_batched, count):
+    del axis_size, in_batched
+    return jnp.max(count), False
+
+
+def _points(lines, index: Int[Array, " c"]) -> Float[Array, "c 3"]:
+    """Points of flat sample indices; those past the end repeat the last."""
+    origins, directions, t = lines
+    index = jnp.minimum(index, t.size - 1)
+    ray = index // t.shape[1]
+    return origins[ray] + t.reshape(-1)[index][:, None] * directions[ray]
+
+
+def bounds(lattice: Float[Array, "g g g"]) -> Float[Array, "g g g 2"]:
+    """The dilated and the eroded densities of a lattice."""
+    return jnp.stack([neighbourhood(lattice, f) for f in (jnp.maximum, jnp.minimum)], axis=-1)
+
+
+def lookup(
+    bounds: Float[Array, "g g g 2"], x: Float[Array, "m 3"], bound: float
+) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
+    """Upper and lower bound of the density at points; the lattice spans `[-bound, bound]^3`."""
+    high, low = interp.nearest(bounds, x / (2 * bound) + 0.5).T
+    return high, low
+
+
+def occupied(
+    bounds: Float[Array, "g g g 2"],
+    rays: Rays,
+    edges: Float[Array, "n e"],
+    t: Float[Array, "n s"],
+    bound: float,
+    cull: float,
+) -> Bool[Array, "n s"]:
+    """Which samples of flat rays can matter.
+
+    Those whose opacity, and those before which the ray's transmittance, surely is below `cull`
+    cannot.
+    """
+    x = rays.origins[:, None] + t[..., None] * rays.directions[:, None]
+    high, low = lookup(bounds, x.reshape(-1, 3), bound)
+    delta = jnp.diff(edges, axis=-1)
+    depth = jnp.cumsum(low.reshape(t.shape) * delta, axis=-1)
+    before = jnp.pad(depth[:, :-1], ((0, 0), (1, 0)))
+    return (high.reshape(t.shape) * delta > -jnp.log1p(-cull)) & (before < -jnp.log(cull))
+
+
+def neighbourhood(
+    lattice: Float[Array, "g g g"], choose: Callable[[Any, Any], Any]
+) -> Float[Array, "g g g"]:
+    """The maximum or minimum over the 3x3x3 neighbours of each lattice point."""
+    for axis in range(3):
+        g = lattice.shape[axis]
+        first, last = (lax.slice_in_dim(lattice, i, i + 1, axis=axis) for i in (0, g - 1))
+        below = jnp.concatenate([first, lax.slice_in_dim(lattice, 0, g - 1, axis=axis)], axis)
+        above = jnp.concatenate([lax.slice_in_dim(lattice, 1, g, axis=axis), last], axis)
+        lattice = choose(choose(below, lattice), above)
+    return lattice
