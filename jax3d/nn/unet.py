@@ -224,16 +224,16 @@ class UNet2DConditionModel(nn.Module):
         )
         return table(labels.astype(jnp.int32))
 
-    def _resnet(self, features: int) -> Callable[..., nn.Module]:
-        block = nn.remat(ResnetBlock2D, static_argnums=(3,)) if self.remat else ResnetBlock2D
+    def _resnet(self, kind: str, features: int) -> Callable[..., nn.Module]:
+        """The maker of a block's residual layers; only pixel-space blocks can skip an act."""
         return partial(
-            block,
+            ResnetBlock2D,
             features,
             groups=self.norm_num_groups,
             epsilon=self.norm_eps,
             act=self.act_fn,
             scale_shift=self.resnet_time_scale_shift == "scale_shift",
-            skip_time_act=self.resnet_skip_time_act,
+            skip_time_act=self.resnet_skip_time_act and _is_pixel(kind),
             dtype=self.dtype,
         )
 
@@ -244,9 +244,8 @@ class UNet2DConditionModel(nn.Module):
         channels = self.block_out_channels[level]
         if "Simple" in kind:
             width = _at(self.attention_head_dim, level)
-            block = nn.remat(AttentionAddedKV) if self.remat else AttentionAddedKV
-            return partial(
-                block,
+            maker = partial(
+                AttentionAddedKV,
                 heads=channels // width,
                 head_dim=width,
                 groups=self.norm_num_groups,
@@ -254,13 +253,13 @@ class UNet2DConditionModel(nn.Module):
                 cross_attention_norm=self.cross_attention_norm,
                 dtype=self.dtype,
             )
+            return self._recomputed(maker)
         if "CrossAttn" not in kind:
             return None
         named = self.num_attention_heads
         heads = _at(self.attention_head_dim if named is None else named, level)
-        block = nn.remat(Transformer2DModel) if self.remat else Transformer2DModel
-        return partial(
-            block,
+        maker = partial(
+            Transformer2DModel,
             heads=heads,
             head_dim=channels // heads,
             layers=_at(self.transformer_layers_per_block, level),
@@ -270,15 +269,22 @@ class UNet2DConditionModel(nn.Module):
             only_cross_attention=only_cross,
             dtype=self.dtype,
         )
+        return self._recomputed(maker)
+
+    def _recomputed(self, maker: partial) -> partial:
+        """The maker of the same layers, which keep nothing for a backward pass under `remat`."""
+        if not self.remat:
+            return maker
+        return partial(nn.remat(maker.func), *maker.args, **maker.keywords)
 
     def _down_block(self, i: int) -> DownBlock2D:
-        kind, resnet = self.down_block_types[i], self._resnet(self.block_out_channels[i])
-        pixel = kind in ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D")
+        kind = self.down_block_types[i]
+        resnet = self._resnet(kind, self.block_out_channels[i])
         last = i == len(self.block_out_channels) - 1
-        downsample = resnet if pixel else partial(Downsample2D, dtype=self.dtype)
+        downsample = resnet if _is_pixel(kind) else partial(Downsample2D, dtype=self.dtype)
         return DownBlock2D(
             _at(self.layers_per_block, i),
-            resnet,
+            self._recomputed(resnet),
             self._attention(kind, i, _at(self.only_cross_attention, i)),
             None if last else downsample,
             name=f"down_blocks_{i}",
@@ -291,19 +297,19 @@ class UNet2DConditionModel(nn.Module):
             only_cross = self.only_cross_attention is True
         plain = "Simple" not in self.mid_block_type
         return MidBlock2D(
-            self._resnet(self.block_out_channels[-1]),
+            self._recomputed(self._resnet(self.mid_block_type, self.block_out_channels[-1])),
             self._attention(self.mid_block_type, level, only_cross and not plain),
             name="mid_block",
         )
 
     def _up_block(self, i: int) -> UpBlock2D:
         level = len(self.block_out_channels) - 1 - i
-        kind, resnet = self.up_block_types[i], self._resnet(self.block_out_channels[level])
-        pixel = kind in ("ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D")
-        upsample = resnet if pixel else partial(Upsample2D, dtype=self.dtype)
+        kind = self.up_block_types[i]
+        resnet = self._resnet(kind, self.block_out_channels[level])
+        upsample = resnet if _is_pixel(kind) else partial(Upsample2D, dtype=self.dtype)
         return UpBlock2D(
             _at(self.layers_per_block, level) + 1,
-            resnet,
+            self._recomputed(resnet),
             self._attention(kind, level, _at(self.only_cross_attention, level)),
             None if level == 0 else upsample,
             name=f"up_blocks_{i}",
@@ -410,6 +416,11 @@ def load(folder: str | Path, dtype: Any = jnp.float32) -> tuple[UNet2DConditionM
     unet = from_config(read_config(Path(folder) / "config.json")).clone(dtype=dtype)
     path = find_weights(folder, "diffusion_pytorch_model")
     return unet, to_flax(weights.load(path), abstract_params(unet), path)
+
+
+def _is_pixel(kind: str) -> bool:
+    """Whether a block is of the kinds that DeepFloyd IF is made of."""
+    return "Simple" in kind or kind.startswith("Resnet")
 
 
 def _at(value: Any, level: int) -> Any:

@@ -49,11 +49,13 @@ def test_sd15_unet_and_its_insides(tmp_path):
     assert_close(inside["up_blocks_0"]["__call__"][0], io["mid_up0"])
 
 
+@pytest.mark.slow
 def test_sizes_that_do_not_halve(tmp_path):
     io = vectors("sd15/unet_odd_io")
     assert_close(run_unet(write_network(tmp_path, "sd15", "unet"), io)[0], io["out"])
 
 
+@pytest.mark.slow
 def test_sd21_unet(tmp_path):
     io = vectors("sd21/unet_io")
     assert_close(run_unet(write_network(tmp_path, "sd21", "unet"), io)[0], io["out"])
@@ -75,7 +77,11 @@ def mvdream():
 
 @pytest.mark.parametrize(
     ("views", "told", "expected"),
-    [(4, True, "out"), (1, True, "out_num_frames1"), (4, False, "out_no_camera")],
+    [
+        (4, True, "out"),
+        pytest.param(1, True, "out_num_frames1", marks=pytest.mark.slow),
+        pytest.param(4, False, "out_no_camera", marks=pytest.mark.slow),
+    ],
 )
 def test_mvdream_unet(mvdream, views, told, expected):
     net, params = mvdream
@@ -138,7 +144,7 @@ def test_remat_changes_no_gradient(tmp_path):
     io = vectors("sd21/unet_io")
     net, params = unet.load(write_network(tmp_path, "sd21", "unet"))
     x, t = nhwc(io["in_sample"])[:1, :4, :4], jnp.array([300])
-    context = io["in_encoder_hidden_states"][:1]
+    context = jnp.asarray(io["in_encoder_hidden_states"][:1])
 
     def gradient(net):
         def loss(scale):
