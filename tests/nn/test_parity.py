@@ -67,6 +67,11 @@ def test_sdxl_unet_with_its_added_conditions(tmp_path):
     assert_close(run_unet(write_network(tmp_path, "sdxl", "unet"), io, added)[0], io["out"])
 
 
+def test_pixel_unet_of_deepfloyds_blocks(tmp_path):
+    io = vectors("deepfloyd/unet_io")
+    assert_close(run_unet(write_network(tmp_path, "deepfloyd", "unet"), io)[0], io["out"])
+
+
 @pytest.fixture(scope="module")
 def mvdream():
     config = NETWORKS["mvdream"]["unet"]["config"]
