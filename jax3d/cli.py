@@ -18,6 +18,7 @@ from jax3d import image
 from jax3d import recipe as recipes
 from jax3d.priors import props as embedded
 from jax3d.priors.base import Critic
+from jax3d.priors.folder import open_prior
 from jax3d.recipe import Recipe
 from jax3d.train.prior import PriorTraining
 from jax3d.train.prior import train as train_prior
@@ -44,7 +45,8 @@ class Generate:
     views: int | None = None
     """Views a step; shorthand for --optimise.views."""
     prior: str = "embedded"
-    """The critic: "embedded", or the path of weights that `jax3d train prior` wrote."""
+    """The critic: "embedded", the path of weights that `jax3d train prior` wrote, or a Stable
+    Diffusion or MVDream folder in the official layout."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Recipe)
 
 
@@ -61,6 +63,7 @@ class Sample:
     steps: int = 40
     seed: int = 0
     prior: str = "embedded"
+    """"embedded", or the path of weights that `jax3d train prior` wrote."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +142,12 @@ def _parse(argv: list[str]):
 
 def open_critic(prior: str) -> Critic:
     """The critic that `--prior` names."""
-    return embedded.open_critic() if prior == "embedded" else embedded.open_critic(Path(prior))
+    if prior == "embedded":
+        return embedded.open_critic()
+    path = Path(prior)
+    if path.suffix == ".safetensors" and path.with_suffix(".json").exists():
+        return embedded.open_critic(path)
+    return open_prior(prior)
 
 
 def _demand_prompts(prompts: tuple[str, ...]) -> None:
@@ -158,6 +166,7 @@ def run_generate(command: Generate) -> None:
         recipe = dataclasses.replace(recipe, optimise=optimise)
     jobs = [generation.Job(p, command.seed + k) for k, p in enumerate(command.prompts)]
     critic = open_critic(command.prior)
+    console.print(f"critic: {critic.name}", markup=False)
     started = time.perf_counter()
     columns = (
         TextColumn("[bold]{task.description}"),
@@ -192,12 +201,12 @@ def run_generate(command: Generate) -> None:
 def run_sample(command: Sample) -> None:
     """`jax3d sample`."""
     _demand_prompts(command.prompts)
-    critic = open_critic(command.prior)
+    critic = embedded.open_critic(
+        embedded.WEIGHTS if command.prior == "embedded" else command.prior
+    )
     camera = generation.views_around(command.views, 15.0)
     sample = embedded.sampler(critic, command.mode, command.guidance_scale, command.steps)
     keys = jax.random.split(jax.random.key(command.seed), len(command.prompts))
-    rows = [
-        sample(key, prompt, camera) for key, prompt in zip(keys, command.prompts, strict=True)
-    ]
+    rows = [sample(key, prompt, camera) for key, prompt in zip(keys, command.prompts, strict=True)]
     image.write_png(command.out, image.contact_sheet(np.concatenate(rows), command.views))
     console.print(f"{len(rows)} prompts, {command.views} views each: {command.out}")

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jax3d import diffusion, weights
 from jax3d.data import prop_bank, props
@@ -168,7 +169,8 @@ def train(config: PriorTraining, folder: Path, report: Callable[[str], None] = p
     """Trains the critic and returns the path of its weights.
 
     `folder` holds the rendered banks, the checkpoint (from which a second call goes on) and the
-    weights (`props.safetensors`), written with every checkpoint.
+    weights (`props.safetensors`), written with every checkpoint. All devices share each batch,
+    whose size must divide by their number.
     """
     folder = Path(folder)
     init, step = make(config)
@@ -181,13 +183,17 @@ def train(config: PriorTraining, folder: Path, report: Callable[[str], None] = p
         if config.start_from is not None:
             params = critic.load(config.start_from)
             state = state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
+    mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
+    state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    shares = NamedSharding(mesh, PartitionSpec("batch"))
     step = jax.jit(step, donate_argnums=0)
     losses = []
     for k, batch in enumerate(
         batches(config, folder, int(state.step), report), int(state.step) + 1
     ):
-        state, value = step(state, batch)
-        losses.append(value)
+        state, value = step(state, jax.device_put(batch, shares))
+        # Waiting keeps forced CPU devices, which run ahead, from a deadlock in the reduction.
+        losses.append(jax.block_until_ready(value))
         if k % config.save_every == 0 or k == config.steps:
             report(f"step {k} of {config.steps}: loss {float(np.mean(jax.device_get(losses))):.4f}")
             losses = []
