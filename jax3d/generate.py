@@ -25,6 +25,7 @@ from jax3d.metrics import scorer
 from jax3d.optimize import asset
 from jax3d.priors.base import Critic
 from jax3d.recipe import Recipe
+from jax3d.render import sparse
 from jax3d.types import AssetState, Camera, Look, Params
 
 BLOCK = 20
@@ -63,10 +64,12 @@ def optimise(
     guidance = sds(critic.prior, recipe.guidance)
     optimiser = asset.make(recipe.representation(), critic.prior, guidance, recipe.optimise)
     states = jax.jit(jax.vmap(optimiser.init))(knobs)
+    # The assets of a batch are the same numbers either way; see `sparse.Plan.over`.
+    over = sparse.plan().over
     compiled, done = {}, 0
     for k, size in asset.blocks(recipe.optimise, BLOCK):
         if (k, size) not in compiled:
-            compiled[k, size] = asset.run_block(optimiser.step, k, size)
+            compiled[k, size] = asset.run_block(optimiser.step, k, size, over=over)
         states, metrics = compiled[k, size](states, critic.params, conds, knobs)
         done += k
         report(Progress(done, recipe.steps, np.asarray(metrics["residual_norm"][-1])))

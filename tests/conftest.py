@@ -1,10 +1,12 @@
-"""Shared test set-up: four CPU devices, checked shapes."""
+"""Shared test set-up: four CPU devices, quick compilation, checked shapes."""
 
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The tests compile much and compute little: without LLVM's optimisation they take half the time.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
 )
 
 from jaxtyping import install_import_hook
