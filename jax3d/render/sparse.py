@@ -96,8 +96,8 @@ def _evaluate(field, chunk, params, lines, keep):
 
 
 def _forward(field, chunk, params, lines, keep):
-    (table, net), t = params, lines[2]
-    trips, find = _schedule(t, keep, chunk)
+    (table, net), t, rank = params, lines[2], _rank(keep)
+    trips, find = _schedule(t.size, rank, chunk)
 
     def body(i, out):
         index = find(i)
@@ -115,12 +115,12 @@ def _forward(field, chunk, params, lines, keep):
         lambda p, x: field(p, x), params, jax.ShapeDtypeStruct((chunk, 3), t.dtype)
     )
     out = jax.tree.map(lambda a: jnp.zeros((t.size, *a.shape[1:]), a.dtype), one_chunk)
-    return lax.fori_loop(0, trips, body, out), (params, lines, keep)
+    return lax.fori_loop(0, trips, body, out), (params, lines, rank)
 
 
 def _backward(field, chunk, saved, cotangents):
-    (table, net), lines, keep = saved
-    trips, find = _schedule(lines[2], keep, chunk)
+    (table, net), lines, rank = saved
+    trips, find = _schedule(lines[2].size, rank, chunk)
 
     def ahead(i):
         index = find(i)
@@ -157,19 +157,25 @@ def _no_gradient(primals, tangents):
     )
 
 
-def _schedule(t, keep, chunk):
+def _rank(keep: Bool[Array, "n s"] | None) -> Int[Array, " m"] | None:
+    """How many samples are kept up to and including each."""
+    if keep is None:
+        return None
+    rays = jnp.cumsum(jnp.sum(keep, axis=1, dtype=jnp.int32))
+    within = jnp.cumsum(keep, axis=1, dtype=jnp.int32)
+    return (within + jnp.pad(rays[:-1], (1, 0))[:, None]).reshape(-1)
+
+
+def _schedule(m: int, rank: Int[Array, " m"] | None, chunk: int):
     """How many chunks there are, and chunk i: ascending flat indices, past the end >= m."""
     slots = jnp.arange(chunk, dtype=jnp.int32)
-    if keep is None:
-        return -(-t.size // chunk), lambda i: i * chunk + slots
-    row_ends = jnp.cumsum(jnp.sum(keep, axis=1, dtype=jnp.int32))
-    within = jnp.cumsum(keep, axis=1, dtype=jnp.int32)
-    rank = (within + jnp.pad(row_ends[:-1], (1, 0))[:, None]).reshape(-1)
-    trips = (_over_batch(row_ends[-1]) + chunk - 1) // chunk
+    if rank is None:
+        return -(-m // chunk), lambda i: i * chunk + slots
+    trips = (_over_batch(rank[-1]) + chunk - 1) // chunk
 
     def find(i):
         index = jnp.searchsorted(rank, i * chunk + slots + 1).astype(jnp.int32)
-        return jnp.where(index < t.size, index, t.size + slots)
+        return jnp.where(index < m, index, m + slots)
 
     return trips, find
 
