@@ -130,8 +130,8 @@ class Finisher:
         views = self.pictures(params, around)
         image.write_png(folder / "views.png", image.row(views))
         frames = self.pictures(params, views_around(pictures.frames, pictures.elevation))
-        image.write_video(folder / "turntable.mp4", frames, fps=18)
-        image.write_video(folder / "turntable.gif", frames, fps=18)
+        image.write_video(folder / "turntable.mp4", frames, fps=12)
+        image.write_video(folder / "turntable.gif", frames, fps=12)
         metrics = self.measure(job.prompt, views, np.asarray(around.azimuth))
         try:
             made = self.mesh(params)

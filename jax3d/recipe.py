@@ -12,6 +12,7 @@ from pathlib import Path
 from jax3d.fields.base import Representation
 from jax3d.fields.mlp import MlpConfig, mlp
 from jax3d.fields.triplane import TriplaneConfig, triplane
+from jax3d.guidance.score import ScoreConfig
 from jax3d.guidance.sds import SDSConfig
 from jax3d.mesh import MeshConfig
 from jax3d.optimize import asset
@@ -31,10 +32,10 @@ class KnobValues:
 
     lr: Values = (1.0,)
     guidance_scale: Values = (10.0,)
-    t_min: Values = (0.02,)
-    t_max: Values = (0.98, 0.5)
+    t_min: Values = (0.2, 0.1)
+    t_max: Values = (0.98, 0.4)
     lambda_sds: Values = (1.0,)
-    lambda_opacity: Values = (0.0,)
+    lambda_opacity: Values = (0.0, 0.05)
     lambda_sparsity: Values = (0.0,)
     lambda_orient: Values = (0.0,)
     lambda_normal: Values = (0.0,)
@@ -48,7 +49,7 @@ class Pictures:
 
     size: int = 128
     """Side of the eight views and of the turntable, pixels."""
-    frames: int = 36
+    frames: int = 24
     """Frames of the turntable."""
     elevation: float = 15.0
     """Degrees."""
@@ -59,8 +60,13 @@ class Recipe:
     """How an asset is made."""
 
     field: TriplaneConfig | MlpConfig = dataclasses.field(default_factory=TriplaneConfig)
-    optimise: AssetConfig = dataclasses.field(default_factory=AssetConfig)
-    guidance: SDSConfig = dataclasses.field(default_factory=SDSConfig)
+    optimise: AssetConfig = dataclasses.field(
+        default_factory=lambda: AssetConfig(stages=(Stage(200, 32), Stage(80, 64)))
+    )
+    guidance: SDSConfig = dataclasses.field(
+        default_factory=lambda: SDSConfig(score=ScoreConfig(view_words="none"))
+    )
+    """The embedded critic is told the camera itself, so the prompt needs no view words."""
     knobs: KnobValues = dataclasses.field(default_factory=KnobValues)
     negative: str = ""
     """Negative prompt, in place of the unconditional one."""

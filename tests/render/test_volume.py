@@ -176,14 +176,3 @@ def test_looks_of_views_and_pixels_reach_their_rays():
     pixels = jax.random.uniform(jax.random.key(0), (2, 3, 3, 3))
     out = render(constant, jnp.array(0.0), rays, look, EVEN, backdrop=pixels)
     np.testing.assert_allclose(out.rgb, pixels, atol=1e-6)
-
-
-def test_random_looks_follow_their_config():
-    cam = camera.orbit(jnp.linspace(0, 6, 2000), 0.3, 2.0, 0.7)
-    cfg = shading.LookConfig(shaded=0.75, textureless=0.5, ambient=0.1, random_background=0.3)
-    look = jax.jit(shading.sample, static_argnums=1)(jax.random.key(0), cfg, cam, jnp.ones(3))
-    np.testing.assert_allclose((look.ambient < 1).mean(), 0.75, atol=0.04)
-    np.testing.assert_allclose(look.textureless.mean(), 0.375, atol=0.05)
-    np.testing.assert_allclose((look.background != 1).any(-1).mean(), 0.3, atol=0.05)
-    np.testing.assert_allclose(jnp.linalg.norm(look.light, axis=-1), 1.0, atol=1e-5)
-    assert (look.ambient[look.textureless == 1] < 1).all()
