@@ -9,6 +9,7 @@ over the last part, so a run can be prolonged from any checkpoint before its dec
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,10 +63,12 @@ class PriorTraining:
 class TrainState:
     """All that a checkpoint of the training holds."""
 
-    step: jax.Array
+    step: Any
+    """int32 []"""
     params: Params
     ema: Params
-    opt_state: optax.OptState
+    """Running mean of the parameters: what is shipped."""
+    opt_state: Any
 
 
 def make(config: PriorTraining):

@@ -47,7 +47,9 @@ def make(config: ScorerTraining):
     `batch` is `(rgba u8[b, S, S, 4], spec[b], azimuth[b])`; state is `(params, opt_state)`.
     """
     net = ScorerConfig()
-    schedule = optax.schedules.warmup_cosine_decay_schedule(0.0, config.lr, 100, config.steps)
+    schedule = optax.schedules.warmup_cosine_decay_schedule(
+        0.0, config.lr, min(100, config.steps // 10), config.steps
+    )
     optimizer = optax.adamw(schedule, weight_decay=0.02)
     captions = jnp.asarray(props.caption_table())
     frontless = jnp.array([s.name in prop_shapes.FRONTLESS for s in props.specs()])

@@ -1,5 +1,8 @@
 """The training loops at toy size: they learn, resume exactly and write what loads."""
 
+import dataclasses
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,25 +35,34 @@ def leaves_equal(a, b):
 
 
 def test_prior_training_goes_on_from_its_checkpoint(tmp_path):
-    path = prior_training.train(TINY, tmp_path, lambda text: None)
-    init, step = prior_training.make(TINY)
-    state, step = init(), jax.jit(step)
-    batches = prior_training.batches(TINY, tmp_path, 0, lambda text: None)
-    for k, batch in enumerate(batches):
-        state, _ = step(state, batch)
-        if k == 1:
-            halfway = state
-    like = jax.eval_shape(init)
-    checkpoint = tmp_path / "checkpoint.safetensors"
-    assert leaves_equal(state, weights.load_tree(checkpoint, like))
-    assert leaves_equal(critic.load(path), half(state.ema))
+    checkpoint, halfway = tmp_path / "checkpoint.safetensors", tmp_path / "halfway.safetensors"
 
-    weights.save_safetensors(halfway, checkpoint)
+    def keep_step_two(text):
+        # A step is told before it is saved: now the disk still holds the one before.
+        if text.startswith("step 4 "):
+            shutil.copy(checkpoint, halfway)
+
+    path = prior_training.train(TINY, tmp_path, keep_step_two)
+    like = jax.eval_shape(prior_training.make(TINY)[0])
+    whole = weights.load_tree(checkpoint, like)
+    assert leaves_equal(critic.load(path), half(whole.ema))
+    assert critic.read_config(path) == TINY.network
+
+    shutil.copy(halfway, checkpoint)
     told = []
     prior_training.train(TINY, tmp_path, told.append)
     assert told[0] == "going on from step 2"
-    assert leaves_equal(state, weights.load_tree(checkpoint, like))
-    assert critic.read_config(path) == TINY.network
+    assert leaves_equal(whole, weights.load_tree(checkpoint, like))
+
+
+def test_prior_training_starts_from_given_weights(tmp_path):
+    given = critic.init(jax.random.key(5), TINY.network)
+    critic.save(tmp_path / "given.safetensors", given, TINY.network)
+    still = dataclasses.replace(
+        TINY, start_from=tmp_path / "given.safetensors", steps=1, lr=0.0, decay=0.0
+    )
+    path = prior_training.train(still, tmp_path / "run", lambda text: None)
+    assert leaves_equal(critic.load(path), half(given))
 
 
 def half(params):
