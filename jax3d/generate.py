@@ -135,8 +135,8 @@ class Finisher:
         metrics = self.measure(job.prompt, views, np.asarray(around.azimuth))
         try:
             made = self.mesh(params)
-        except mesh.EmptyFieldError as error:
-            # One prompt that came to nothing must not cost the others their files.
+        except ValueError as error:
+            # One asset that has no good mesh must not cost the others their files.
             about = {**about, "error": str(error)}
         else:
             mesh.write_glb(folder / "mesh.glb", made)

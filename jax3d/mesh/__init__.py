@@ -66,10 +66,21 @@ def build(density: Field, color: Field, bound: float, config: MeshConfig) -> Mes
     with `config.chunk` points, so a jitted function of params and x, partially applied, compiles
     once for all assets. Raises `EmptyFieldError` (a `ValueError`) where there is no surface.
     """
-    grid = sample_density(density, bound, config.resolution, config.chunk)
-    level = silhouette_level(grid, bound) if config.level is None else config.level
-    mesh = extract_surface(density, grid, level, bound, config.chunk)
-    mesh = simplify(drop_floaters(mesh, config.min_area), config.faces)
+    try:
+        mesh = _surface(density, bound, config, config.resolution)
+    except EmptyFieldError:
+        raise
+    except ValueError:
+        # Fog frays into thousands of small sheets; a coarser grid does not see most of them.
+        mesh = _surface(density, bound, config, config.resolution // 2)
     mesh = unwrap(mesh, config.texture)
     four_cells = 8 * bound / (config.resolution - 1)
     return bake(mesh, density, color, config.texture, four_cells, config.chunk)
+
+
+def _surface(density: Field, bound: float, config: MeshConfig, resolution: int) -> Mesh:
+    """The closed surface within the face budget, from `resolution` grid points along an axis."""
+    grid = sample_density(density, bound, resolution, config.chunk)
+    level = silhouette_level(grid, bound) if config.level is None else config.level
+    mesh = extract_surface(density, grid, level, bound, config.chunk)
+    return simplify(drop_floaters(mesh, config.min_area), config.faces)
