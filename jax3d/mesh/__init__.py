@@ -66,21 +66,25 @@ def build(density: Field, color: Field, bound: float, config: MeshConfig) -> Mes
     with `config.chunk` points, so a jitted function of params and x, partially applied, compiles
     once for all assets. Raises `EmptyFieldError` (a `ValueError`) where there is no surface.
     """
-    try:
-        mesh = _surface(density, bound, config, config.resolution)
-    except EmptyFieldError:
-        raise
-    except ValueError:
-        # Fog frays into thousands of small sheets; a coarser grid does not see most of them.
-        mesh = _surface(density, bound, config, config.resolution // 2)
+    mesh = _surface(density, bound, config)
     mesh = unwrap(mesh, config.texture)
     four_cells = 8 * bound / (config.resolution - 1)
     return bake(mesh, density, color, config.texture, four_cells, config.chunk)
 
 
-def _surface(density: Field, bound: float, config: MeshConfig, resolution: int) -> Mesh:
-    """The closed surface within the face budget, from `resolution` grid points along an axis."""
-    grid = sample_density(density, bound, resolution, config.chunk)
-    level = silhouette_level(grid, bound) if config.level is None else config.level
-    mesh = extract_surface(density, grid, level, bound, config.chunk)
-    return simplify(drop_floaters(mesh, config.min_area), config.faces)
+def _surface(density: Field, bound: float, config: MeshConfig) -> Mesh:
+    """The field's closed surface, within the face budget where that can be.
+
+    Fog frays into thousands of small sheets that no budget keeps closed: it is then seen on a
+    coarser grid, and at last the budget gives way.
+    """
+    coarse = config.resolution // 2
+    for resolution, factor in ((config.resolution, 1), (coarse, 1), (coarse, 2), (coarse, 4)):
+        grid = sample_density(density, bound, resolution, config.chunk)
+        level = silhouette_level(grid, bound) if config.level is None else config.level
+        mesh = extract_surface(density, grid, level, bound, config.chunk)
+        try:
+            return simplify(drop_floaters(mesh, config.min_area), factor * config.faces)
+        except ValueError as error:
+            refusal = error
+    raise refusal
