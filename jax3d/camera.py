@@ -6,6 +6,7 @@ counter-clockwise seen from above. Radians everywhere except in `CameraConfig`.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,12 @@ class CameraConfig:
     """Factors of the distance at which a ball of `fit_radius` touches the picture's border."""
     fit_radius: float | None = 0.95
     """Metres; `None` makes `distance` plain metres, whatever the field of view."""
+    fit: Literal["ball", "disc"] = "ball"
+    """What touches the border at `distance` 1: a ball of `fit_radius`, or a disc of that radius
+    that faces the camera, which may be nearer (MVDream)."""
+    group: int = 1
+    """Consecutive views at one elevation, distance and field of view, evenly spaced all around
+    `azimuth`, as critics of several views were trained (MVDream takes 4)."""
     eye_jitter: float = 0.03
     """Half width of the uniform shift of each coordinate of the camera, metres."""
     center_jitter: float = 0.03
@@ -82,23 +89,36 @@ def sample(key: Key, cfg: CameraConfig, n: int) -> Camera:
     Azimuths are evenly spaced with one random offset, so few views see every side (threestudio);
     each elevation is, with equal chance, uniform in angle or uniform on the sphere
     (DreamFusion, section 3.2).
+
+    Raises:
+      ValueError: `n` is no multiple of the group.
     """
+    if cfg.group < 1 or n % cfg.group:
+        raise ValueError(
+            f"{n} cameras are not in groups of {cfg.group}: take a multiple of the camera's group"
+        )
+    groups = n // cfg.group
     keys = jax.random.split(key, 9)
     azimuth = _spread(jax.random.uniform(keys[0]), n, jnp.radians(jnp.array(cfg.azimuth)))
+    # Every `groups`-th of them is one group, so that each goes all around.
+    azimuth = azimuth.reshape(cfg.group, groups).T.ravel()
+
+    def draw(key, low, high):
+        return jax.random.uniform(key, (groups,), minval=low, maxval=high)
+
     low, high = jnp.radians(jnp.array(cfg.elevation))
-    by_angle = jax.random.uniform(keys[1], (n,), minval=low, maxval=high)
-    height = jax.random.uniform(keys[2], (n,), minval=jnp.sin(low), maxval=jnp.sin(high))
+    height = draw(keys[2], jnp.sin(low), jnp.sin(high))
     elevation = jnp.where(
-        jax.random.bernoulli(keys[3], 0.5, (n,)),
-        by_angle,
+        jax.random.bernoulli(keys[3], 0.5, (groups,)),
+        draw(keys[1], low, high),
         jnp.arcsin(jnp.clip(height, -1.0, 1.0)),
     )
-    low, high = jnp.radians(jnp.array(cfg.fovy))
-    fovy = jax.random.uniform(keys[4], (n,), minval=low, maxval=high)
-    near, far = cfg.distance
-    radius = jax.random.uniform(keys[5], (n,), minval=near, maxval=far)
+    fovy = draw(keys[4], *jnp.radians(jnp.array(cfg.fovy)))
+    radius = draw(keys[5], *cfg.distance)
     if cfg.fit_radius is not None:
-        radius = radius * cfg.fit_radius / jnp.sin(fovy / 2)
+        share = {"ball": jnp.sin, "disc": jnp.tan}[cfg.fit](fovy / 2)
+        radius = radius * cfg.fit_radius / share
+    elevation, fovy, radius = (jnp.repeat(x, cfg.group) for x in (elevation, fovy, radius))
     back, up = _orbit_axes(azimuth, elevation)
     shift = jax.random.uniform(keys[6], (n, 3), minval=-1.0, maxval=1.0)
     eye = radius[:, None] * back + cfg.eye_jitter * shift

@@ -119,6 +119,37 @@ def test_azimuth_offset_is_uniform_in_its_stratum():
     np.testing.assert_allclose(azimuth[:, 0].mean(), np.pi / 4, atol=4 * 0.45 / np.sqrt(500))
 
 
+def test_groups_go_all_around_at_one_height_distance_and_lens():
+    cfg = camera.CameraConfig(
+        distance=(0.8, 1.0),
+        fit_radius=1.0,
+        fit="disc",
+        fovy=(15.0, 60.0),
+        group=4,
+        eye_jitter=0.0,
+        center_jitter=0.0,
+        up_jitter=0.0,
+    )
+    cam = sample(jax.random.key(3), cfg, 8)
+    turned = np.diff(cam.azimuth.reshape(2, 4), axis=1)
+    np.testing.assert_allclose(turned, np.pi / 2, atol=1e-6)
+    for numbers in (cam.elevation, cam.fovy, cam.radius):
+        rows = np.asarray(numbers).reshape(2, 4)
+        assert (rows == rows[:, :1]).all()
+        assert rows[0, 0] != rows[1, 0]
+    # At distance 1 a disc of radius 1 that faces the camera spans the field of view.
+    relative = cam.radius * np.tan(cam.fovy / 2)
+    assert ((relative >= 0.8 - 1e-6) & (relative <= 1.0 + 1e-6)).all()
+    # All azimuths together are as evenly spaced as without groups.
+    np.testing.assert_allclose(np.diff(np.sort(cam.azimuth)), np.pi / 4, atol=1e-6)
+
+
+@pytest.mark.parametrize("group", [0, 3])
+def test_cameras_must_come_in_groups(group):
+    with pytest.raises(ValueError, match="multiple of the camera's group"):
+        sample(jax.random.key(0), camera.CameraConfig(group=group), 4)
+
+
 @pytest.mark.parametrize("elevation", [-0.3, 0.8, np.pi / 2])
 def test_gradients_match_finite_differences(elevation):
     with jax.enable_x64(True):
