@@ -367,7 +367,10 @@ def check_scheduler(split: Path, path: Path, io: Arrays) -> Checks:
     near = partial(Check, tolerance=1e-4 if hard else 1e-5, relative=True)
     t = np.asarray(sampler.grid.t)
     t = np.r_[t[:2], t[1:]] if pndm else t  # its second timestep is visited twice
-    ends = np.r_[np.asarray(sampler.grid.sigma / sampler.grid.alpha, np.float64), 0.0]
+    ends = np.r_[
+        np.asarray(sampler.grid.sigma / sampler.grid.alpha, np.float64),
+        float(sampler.grid.next_sigma[-1] / sampler.grid.next_alpha[-1]),
+    ]
     betas = 1 - np.asarray(abar, np.float64) / np.r_[1.0, np.asarray(abar, np.float64)[:-1]]
     checks = {
         "timesteps": near(t),
@@ -396,6 +399,16 @@ def check_scheduler(split: Path, path: Path, io: Arrays) -> Checks:
     return checks
 
 
+def chosen(sampler) -> dict[str, object]:
+    """The settings that a sampler was made with."""
+    return getattr(sampler.sample, "keywords", {})
+
+
+def bounds_of(sampler) -> dict[str, object]:
+    """Those of them that bound estimates of the clean sample."""
+    return {k: v for k, v in chosen(sampler).items() if k in ("clip", "keep_eps")}
+
+
 def follow(sampler, kind, outputs, io: Arrays, ratio: bool, near) -> Checks:
     """Runs a deterministic sampler with its network replaced by the given outputs."""
     seen, queue = [], iter(outputs)
@@ -410,7 +423,14 @@ def follow(sampler, kind, outputs, io: Arrays, ratio: bool, near) -> Checks:
     if len(z) > len(sampler.grid.t):
         return {"scaled_inputs": near(nchw(z)), "prev_samples": near(nchw(after))}
     grid = jax.tree.map(lambda x: x[:, None, None, None, None], sampler.grid)
-    x0, _ = diffusion.x0_and_eps(outputs, z, grid.alpha, grid.sigma, kind)
+    rows = [jax.tree.map(lambda x, i=i: x[i], sampler.grid) for i in range(len(z))]
+    bounds = bounds_of(sampler)
+    x0 = jnp.stack(
+        [
+            diffusion.estimate(output, z, at, kind, **bounds)[0]
+            for output, z, at in zip(outputs, z, rows, strict=True)
+        ]
+    )
     return {
         "scaled_inputs": near(nchw(z)),
         "prev_samples": near(nchw(after / grid.next_alpha if ratio else after)),
@@ -420,16 +440,13 @@ def follow(sampler, kind, outputs, io: Arrays, ratio: bool, near) -> Checks:
 
 def walk(sampler, kind, outputs, io, eta, noises, name, ratio: bool, near) -> Checks:
     """Runs a sampler step by step on given outputs and noise."""
-    clip = sampler.sample.keywords.get("clip")
+    bounds, large = bounds_of(sampler), chosen(sampler).get("large", False)
     z, seen, after, clean = nhwc(io["scaled_inputs"][0]), [], [], []
     for i, noise in enumerate(nhwc(io[noises])):
         at = jax.tree.map(lambda x, i=i: x[i], sampler.grid)
-        x0, eps = diffusion.x0_and_eps(outputs[i], z, at.alpha, at.sigma, kind)
-        if clip is not None:
-            x0 = jnp.clip(x0, -clip, clip)
-            eps = (z - at.alpha * x0) / at.sigma
+        x0, eps = diffusion.estimate(outputs[i], z, at, kind, **bounds)
         seen.append(z)
-        z = diffusion.ddim_step(x0, eps, at, eta, noise)
+        z = diffusion.ddim_step(x0, eps, at, eta, noise, large)
         clean.append(x0)
         after.append(z / at.next_alpha if ratio else z)
     return {

@@ -11,7 +11,7 @@ the same map, as are DDPM's posterior sampling (Ho et al. 2020, arXiv:2006.11239
 ancestral Euler sampler (eta = 1): they differ in the grid alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -48,6 +48,17 @@ def cosine(
     u = np.linspace(0.0, 1.0, timesteps + 1)
     f = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
     return _cumprod(np.minimum(1 - f[1:] / f[:-1], max_beta))
+
+
+def sigmoid(timesteps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Float[Array, " T"]:
+    """abar of betas on a logistic curve from -6 to 6 (GeoDiff, as in diffusers' DDPM)."""
+    u = np.linspace(-6.0, 6.0, timesteps)
+    return _cumprod(start + (end - start) / (1 + np.exp(-u)))
+
+
+def trained(betas: Sequence[float]) -> Float[Array, " T"]:
+    """abar of given betas."""
+    return _cumprod(np.asarray(betas))
 
 
 def zero_terminal_snr(alphas_cumprod: Float[Array, " T"]) -> Float[Array, " T"]:
@@ -202,12 +213,47 @@ def karras(low: float, high: float, steps: int, rho: float = 7.0) -> np.ndarray:
     return (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
 
 
-def ratio_grid(ratios: np.ndarray, t: np.ndarray) -> Grid:
-    """The grid through given noise ratios sigma / alpha, and at last to no noise at all."""
-    ends = np.append(ratios, 0.0)
+def ratio_grid(ratios: np.ndarray, t: np.ndarray, last: float = 0.0) -> Grid:
+    """The grid through given noise ratios sigma / alpha and to the last, 0 being no noise."""
+    ends = np.append(ratios, last)
     alpha = 1 / np.sqrt(1 + ends**2)
     levels = (alpha[:-1], (alpha * ends)[:-1], alpha[1:], (alpha * ends)[1:])
     return Grid(jnp.asarray(t), *(jnp.asarray(x, jnp.float32) for x in levels))
+
+
+Clip = float | Callable[[Array], Array] | None
+"""Bounds estimates of the clean sample: to [-clip, clip], or by any function."""
+
+
+def estimate(
+    output: Float[Array, "..."],
+    z: Float[Array, "..."],
+    at: Grid,
+    prediction: Prediction,
+    clip: Clip = None,
+    keep_eps: bool = False,
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """x0 and eps at `at`, a row of a grid, for critics of pixels with x0 bounded.
+
+    eps is then that of the bounded x0; `keep_eps` leaves it, as diffusers' DDIM does.
+    """
+    x0, eps = x0_and_eps(output, z, at.alpha, at.sigma, prediction)
+    if clip is None:
+        return x0, eps
+    x0 = clip(x0) if callable(clip) else jnp.clip(x0, -clip, clip)
+    return x0, eps if keep_eps else (z - at.alpha * x0) / at.sigma
+
+
+def dynamic_threshold(
+    x0: Float[Array, "b ..."], ratio: float = 0.995, most: float = 1.0
+) -> Float[Array, "b ..."]:
+    """x0 in [-1, 1], shrunk by what all but `1 - ratio` of its values keep within.
+
+    That size is at least 1 and at most `most` (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
+    """
+    size = jnp.quantile(jnp.abs(x0).reshape(len(x0), -1), ratio, axis=1)
+    size = jnp.clip(size, 1.0, most).reshape(-1, *(1,) * (x0.ndim - 1))
+    return jnp.clip(x0, -size, size) / size
 
 
 def ddim(
@@ -218,24 +264,23 @@ def ddim(
     prediction: Prediction = "eps",
     eta: float = 0.0,
     key: Key | None = None,
-    clip: float | None = None,
+    clip: Clip = None,
+    keep_eps: bool = False,
+    large: bool = False,
 ) -> Float[Array, "..."]:
     """Sample from noise `z`; eta 0 is DDIM (= Euler), eta 1 is DDPM (= ancestral Euler).
 
     `denoise(z_t, t)` returns the network's `prediction`, `t` being a scalar; `key` is needed
-    where eta > 0. `clip` bounds x0 to [-clip, clip] at each step, for critics of pixels.
+    where eta > 0. `clip` and `keep_eps` are those of `estimate`, `large` that of `ddim_step`.
     """
     if eta > 0 and key is None:
         raise ValueError(f"ddim with eta={eta} draws noise: pass key=jax.random.key(seed)")
 
     def step(z, inputs):
         at, i = inputs
-        x0, eps = x0_and_eps(denoise(z, at.t), z, at.alpha, at.sigma, prediction)
-        if clip is not None:
-            x0 = jnp.clip(x0, -clip, clip)
-            eps = (z - at.alpha * x0) / at.sigma
+        x0, eps = estimate(denoise(z, at.t), z, at, prediction, clip, keep_eps)
         noise = jax.random.normal(jax.random.fold_in(key, i), z.shape, z.dtype) if eta > 0 else None
-        return ddim_step(x0, eps, at, eta, noise), None
+        return ddim_step(x0, eps, at, eta, noise, large), None
 
     return lax.scan(step, z, (grid, jnp.arange(len(grid.t))))[0]
 
@@ -246,13 +291,20 @@ def ddim_step(
     at: Grid,
     eta: float = 0.0,
     noise: Float[Array, "..."] | None = None,
+    large: bool = False,
 ) -> Float[Array, "..."]:
-    """One step along `at`, a row of a grid (Song et al. 2021, eq. 12 and 16)."""
+    """One step along `at`, a row of a grid (Song et al. 2021, eq. 12 and 16).
+
+    `large` draws the upper bound of the posterior's variance, beta_t, around the same mean
+    (Ho et al. 2020, section 3.2).
+    """
     if noise is None:
         return at.next_alpha * x0 + at.next_sigma * eps
-    drop = 1 - (at.alpha / at.next_alpha) ** 2
-    fresh = eta * at.next_sigma / at.sigma * jnp.sqrt(jnp.maximum(drop, 0.0))
+    drop = jnp.sqrt(jnp.maximum(1 - (at.alpha / at.next_alpha) ** 2, 0.0))
+    fresh = eta * at.next_sigma / at.sigma * drop
     kept = jnp.sqrt(jnp.maximum(at.next_sigma**2 - fresh**2, 0.0))
+    if large:
+        fresh = eta * jnp.where(at.next_sigma > 0, drop, 0.0)
     return at.next_alpha * x0 + kept * eps + fresh * noise
 
 
@@ -262,15 +314,25 @@ def dpmpp_2m(
     grid: Grid,
     *,
     prediction: Prediction = "eps",
+    heun: bool = False,
+    careful_end: bool = True,
 ) -> Float[Array, "..."]:
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, algorithm 2); arguments as `ddim`.
 
-    x0 is extrapolated along the log signal-to-noise ratio from the last two estimates. The first
-    and the last step are of first order.
+    x0 is extrapolated along the log signal-to-noise ratio from the last two estimates, half a
+    step ahead or, with `heun`, as far as the exact integral of the line through them. The first
+    step is of first order, and with `careful_end` or where no noise is left, the last.
     """
-    log_snr = jnp.log(grid.alpha / grid.sigma)
-    gaps = jnp.diff(log_snr)
-    ahead = jnp.zeros_like(log_snr).at[1:-1].set(gaps[1:] / gaps[:-1] / 2)
+    log_snr = np.log(np.asarray(grid.alpha, np.float64) / np.asarray(grid.sigma))
+    with np.errstate(divide="ignore"):
+        end = np.log(np.float64(grid.next_alpha[-1]) / np.float64(grid.next_sigma[-1]))
+    gaps = np.diff(np.append(log_snr, end))
+    part = 1 / (1 - np.exp(-gaps)) - 1 / gaps if heun else np.full(len(gaps), 0.5)
+    ahead = np.zeros(len(gaps))
+    ahead[1:] = part[1:] * gaps[1:] / gaps[:-1]
+    if careful_end or np.isinf(end):
+        ahead[-1] = 0.0
+    ahead = jnp.asarray(ahead, z.dtype)
 
     def step(carry, inputs):
         z, before = carry
@@ -291,8 +353,9 @@ def plms(
 ) -> Float[Array, "..."]:
     """Pseudo linear multistep (Liu et al. 2022, arXiv:2202.09778); arguments as `ddim`.
 
-    Adams-Bashforth of order 4 on eps. The first step is taken twice, the second time with the
-    mean of eps at both of its ends, so N steps call the network N + 1 times; N is at least 2.
+    Adams-Bashforth of order 4 on the network's output. The first step is taken twice, the second
+    time with the mean of the outputs at both of its ends, so N steps call the network N + 1 times;
+    N is at least 2.
     """
     steps = len(grid.t)
     mix = np.zeros((steps + 1, 4))
@@ -306,16 +369,15 @@ def plms(
 
     def step(carry, inputs):
         z, start, history = carry
-        seen, at, mix, again = inputs
-        _, eps = x0_and_eps(denoise(z, seen.t), z, seen.alpha, seen.sigma, prediction)
-        estimates = jnp.concatenate([eps[None], history])
-        eps = jnp.tensordot(mix, estimates, axes=1, precision="highest")
+        seen_t, at, mix, again = inputs
+        outputs = jnp.concatenate([denoise(z, seen_t)[None], history])
+        output = jnp.tensordot(mix, outputs, axes=1, precision="highest")
         origin = jnp.where(again, start, z)
-        x0 = (origin - at.sigma * eps) / at.alpha
-        history = jnp.where(again, history, estimates[:-1])
+        x0, eps = x0_and_eps(output, origin, at.alpha, at.sigma, prediction)
+        history = jnp.where(again, history, outputs[:-1])
         return (ddim_step(x0, eps, at), origin, history), None
 
-    rows = [jax.tree.map(lambda x, i=i: x[i], grid) for i in (seen_at, leaves_from)]
+    path = jax.tree.map(lambda x: x[leaves_from], grid)
     again = jnp.arange(steps + 1) == 1
     start = (z, z, jnp.zeros((3, *z.shape), z.dtype))
-    return lax.scan(step, start, (*rows, jnp.asarray(mix, z.dtype), again))[0][0]
+    return lax.scan(step, start, (grid.t[seen_at], path, jnp.asarray(mix, z.dtype), again))[0][0]

@@ -66,8 +66,6 @@ def read_schedule(folder: Path) -> tuple[Float[Array, " T"], diffusion.Predictio
       ValueError: the file is missing or asks for what is not supported.
     """
     config = read_config(folder / "scheduler_config.json")
-    if config.get("trained_betas") is not None:
-        raise ValueError(f"{folder}: trained_betas are not supported")
     return schedulers.alphas_cumprod(config), schedulers.prediction(config)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -27,8 +28,26 @@ class Sampler(NamedTuple):
     """Standard deviation of the z to start from."""
 
 
+_FIXED = {
+    "algorithm_type": ("dpmsolver++",),
+    "interpolation_type": ("linear",),
+    "lambda_min_clipped": (-float("inf"), None),
+    "skip_prk_steps": (True,),
+    "solver_order": (1, 2),
+    "solver_type": ("midpoint", "heun"),
+    "use_beta_sigmas": (False, None),
+    "use_exponential_sigmas": (False, None),
+    "use_flow_sigmas": (False, None),
+    "use_lu_lambdas": (False, None),
+    "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+}
+"""Settings of diffusers' schedulers that are read here only at these values."""
+
+
 def alphas_cumprod(config: Mapping[str, Any]) -> Float[Array, " T"]:
     """abar of a scheduler's config."""
+    if config.get("trained_betas") is not None:
+        return diffusion.trained(config["trained_betas"])
     total = config.get("num_train_timesteps", 1000)
     ends = (config.get("beta_start", 1e-4), config.get("beta_end", 0.02))
     match config.get("beta_schedule", "linear"):
@@ -38,10 +57,12 @@ def alphas_cumprod(config: Mapping[str, Any]) -> Float[Array, " T"]:
             abar = diffusion.scaled_linear(total, *ends)
         case "squaredcos_cap_v2":
             abar = diffusion.cosine(total)
+        case "sigmoid":
+            abar = diffusion.sigmoid(total, *ends)
         case other:
             raise ValueError(
                 f"scheduler_config.json: beta_schedule {other!r} is not known; "
-                "known are linear, scaled_linear and squaredcos_cap_v2"
+                "known are linear, scaled_linear, squaredcos_cap_v2 and sigmoid"
             )
     if config.get("rescale_betas_zero_snr", False):
         abar = diffusion.zero_terminal_snr(abar)
@@ -61,18 +82,28 @@ def prediction(config: Mapping[str, Any]) -> Prediction:
 
 
 def sampler(config: Mapping[str, Any], steps: int) -> Sampler:
-    """The sampler that a scheduler's config names."""
+    """The sampler that a scheduler's config names.
+
+    Raises:
+      ValueError: the scheduler, or a setting of it, is not supported.
+    """
+    for name, known in _FIXED.items():
+        if name in config and config[name] not in known:
+            raise ValueError(
+                f"scheduler_config.json: {name} = {config[name]!r} is not supported, only {known}"
+            )
     abar = alphas_cumprod(config)
-    clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample", True) else None
+    clip = _clip(config)
     match config.get("_class_name"):
         case "DDIMScheduler":
-            return Sampler(
-                _grid(config, abar, steps), partial(diffusion.ddim, clip=clip), False, 1.0
-            )
+            sample = partial(diffusion.ddim, clip=clip, keep_eps=True)
+            return Sampler(_grid(config, abar, steps), sample, False, 1.0)
         case "DDPMScheduler":
-            sample = partial(diffusion.ddim, eta=1.0, clip=clip)
+            large = str(config.get("variance_type")).startswith("fixed_large")
+            sample = partial(diffusion.ddim, eta=1.0, clip=clip, large=large)
             return Sampler(_grid(config, abar, steps), sample, True, 1.0)
         case "PNDMScheduler":
+            config = {"set_alpha_to_one": False} | dict(config)
             return Sampler(_grid(config, abar, steps), diffusion.plms, False, 1.0)
         case "EulerDiscreteScheduler":
             grid = _euler_grid(config, abar, steps)
@@ -82,12 +113,34 @@ def sampler(config: Mapping[str, Any], steps: int) -> Sampler:
             sample = partial(diffusion.ddim, eta=1.0)
             return Sampler(grid, sample, True, _euler_start(config, grid))
         case "DPMSolverMultistepScheduler":
-            return Sampler(_dpm_grid(config, abar, steps), diffusion.dpmpp_2m, False, 1.0)
+            grid = _dpm_grid(config, abar, steps)
+            return Sampler(grid, _dpm_solver(config, steps), False, 1.0)
         case other:
             raise ValueError(
                 f"scheduler_config.json: scheduler {other!r} is not known; known are DDIM, DDPM, "
                 "PNDM, EulerDiscrete, EulerAncestralDiscrete and DPMSolverMultistep"
             )
+
+
+def _clip(config) -> diffusion.Clip:
+    if config.get("thresholding", False):
+        ratio = config.get("dynamic_thresholding_ratio", 0.995)
+        most = config.get("sample_max_value", 1.0)
+        return partial(diffusion.dynamic_threshold, ratio=ratio, most=most)
+    return config.get("clip_sample_range", 1.0) if config.get("clip_sample", True) else None
+
+
+def _dpm_solver(config, steps: int) -> Callable[..., Array]:
+    if config.get("thresholding", False):
+        raise ValueError("scheduler_config.json: thresholding is supported in DDIM and DDPM only")
+    if config.get("solver_order", 2) == 1:
+        return diffusion.ddim
+    short = config.get("lower_order_final", True) and steps < 15
+    return partial(
+        diffusion.dpmpp_2m,
+        heun=config.get("solver_type", "midpoint") == "heun",
+        careful_end=short or config.get("euler_at_final", False),
+    )
 
 
 def _grid(config, abar, steps) -> Grid:
@@ -102,7 +155,7 @@ def _grid(config, abar, steps) -> Grid:
 
 def _euler_grid(config, abar, steps) -> Grid:
     """Noise ratios interpolated between whole timesteps; under Karras' spacing t follows them."""
-    ratios = diffusion.noise_ratios(abar)
+    ratios = _ratios(abar)
     spacing = config.get("timestep_spacing", "linspace")
     t = diffusion.timesteps(len(ratios), steps, spacing, config.get("steps_offset", 0))
     t = t.astype(np.float32)
@@ -113,7 +166,7 @@ def _euler_grid(config, abar, steps) -> Grid:
         t = _time_of(chosen, ratios)
     if config.get("timestep_type", "discrete") == "continuous":
         t = 0.25 * np.log(chosen)
-    return diffusion.ratio_grid(chosen, t.astype(np.float32))
+    return diffusion.ratio_grid(chosen, t.astype(np.float32), _last(config, ratios))
 
 
 def _euler_start(config, grid: Grid) -> float:
@@ -125,7 +178,7 @@ def _euler_start(config, grid: Grid) -> float:
 
 def _dpm_grid(config, abar, steps) -> Grid:
     """Whole timesteps; "linspace" and "leading" leave out the last of steps + 1."""
-    ratios = diffusion.noise_ratios(abar)
+    ratios = _ratios(abar)
     total, offset = len(ratios), config.get("steps_offset", 0)
     spacing = config.get("timestep_spacing", "linspace")
     if spacing == "trailing":
@@ -136,7 +189,16 @@ def _dpm_grid(config, abar, steps) -> Grid:
     if config.get("use_karras_sigmas", False):
         chosen = diffusion.karras(ratios[0], ratios[-1], steps)
         t = np.round(_time_of(chosen, ratios))
-    return diffusion.ratio_grid(chosen, t.astype(np.int32))
+    return diffusion.ratio_grid(chosen, t.astype(np.int32), _last(config, ratios))
+
+
+def _ratios(abar) -> np.ndarray:
+    """Noise ratios; where no data is left, that of the abar that diffusers puts there."""
+    return diffusion.noise_ratios(jnp.maximum(abar, 2.0**-24))
+
+
+def _last(config, ratios: np.ndarray) -> float:
+    return float(ratios[0]) if config.get("final_sigmas_type") == "sigma_min" else 0.0
 
 
 def _time_of(chosen: np.ndarray, ratios: np.ndarray) -> np.ndarray:

@@ -361,13 +361,6 @@ def test_bad_folders_say_what_is_wrong(tmp_path, damage):
     assert not (folder / "ran").exists()
 
 
-def test_betas_of_a_schedulers_own_are_refused(tmp_path):
-    config = NETWORKS["sd15"]["scheduler"] | {"trained_betas": [0.1]}
-    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="trained_betas"):
-        read_schedule(tmp_path)
-
-
 def test_zero_terminal_snr_is_read(tmp_path):
     config = NETWORKS["sd15"]["scheduler"] | {"rescale_betas_zero_snr": True}
     (tmp_path / "scheduler_config.json").write_text(json.dumps(config))

@@ -1,4 +1,4 @@
-"""Against tables of diffusers 0.30.3: two pixels of each step (the samplers are elementwise)."""
+"""Against tables of diffusers 0.30.3 and, for more settings, 0.42.1: two pixels of each step."""
 
 import json
 from pathlib import Path
@@ -27,14 +27,18 @@ def load(name):
     return table, config, outputs, sampler, ratio
 
 
-def assert_close(actual, expected):
-    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+def assert_close(actual, expected, config):
+    # Where the schedule ends in mere noise, diffusers' float32 tables are less exact.
+    rtol = 1e-4 if config.get("rescale_betas_zero_snr") else 1e-5
+    np.testing.assert_allclose(actual, expected, rtol=rtol, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_grid(name):
     table, config, outputs, sampler, ratio = load(name)
-    abar = schedulers.alphas_cumprod(config)[jnp.array([0, 250, 500, 998, 999])]
+    abar = schedulers.alphas_cumprod(config)
+    total = len(abar)
+    abar = abar[jnp.array([0, total // 4, total // 2, total - 2, total - 1])]
     np.testing.assert_allclose(abar, table["abar"], rtol=1e-4, atol=1e-7)
     t = np.asarray(sampler.grid.t)
     t = t if len(t) == len(outputs) else np.r_[t[:2], t[1:]]
@@ -59,9 +63,11 @@ def test_every_step_of_the_samplers(name):
             sampler.grid,
             prediction=schedulers.prediction(config),
         )
-    assert_close(jnp.stack(seen), table["scaled_inputs"])
-    scale = sampler.grid.next_alpha[:, None] if ratio else 1.0
-    assert_close(jnp.stack([*seen[1:], last]) / scale, table["prev_samples"])
+    assert_close(jnp.stack(seen), table["scaled_inputs"], config)
+    after = [*seen[1:], last]
+    if ratio:
+        after = [z / alpha for z, alpha in zip(after, sampler.grid.next_alpha, strict=True)]
+    assert_close(jnp.stack(after), table["prev_samples"], config)
 
 
 @pytest.mark.parametrize(("name", "noises", "expected", "eta"), [
@@ -70,27 +76,33 @@ def test_every_step_of_the_samplers(name):
 ])  # fmt: skip
 def test_every_step_with_given_noise(name, noises, expected, eta):
     table, config, outputs, sampler, ratio = load(name)
-    clip = sampler.sample.keywords.get("clip")
+    chosen = getattr(sampler.sample, "keywords", {})
+    bounds = {k: v for k, v in chosen.items() if k in ("clip", "keep_eps")}
     z = jnp.array(table["scaled_inputs"][0])
     for i, (output, noise) in enumerate(zip(outputs, jnp.array(table[noises]), strict=True)):
         at = jax.tree.map(lambda x, i=i: x[i], sampler.grid)
-        prediction = schedulers.prediction(config)
-        x0, eps = diffusion.x0_and_eps(output, z, at.alpha, at.sigma, prediction)
-        if clip is not None:
-            x0 = jnp.clip(x0, -clip, clip)
-            eps = (z - at.alpha * x0) / at.sigma
-        z = diffusion.ddim_step(x0, eps, at, eta, noise)
-        assert_close(z / at.next_alpha if ratio else z, table[expected][i])
+        x0, eps = diffusion.estimate(output, z, at, schedulers.prediction(config), **bounds)
+        z = diffusion.ddim_step(x0, eps, at, eta, noise, chosen.get("large", False))
+        assert_close(z / at.next_alpha if ratio else z, table[expected][i], config)
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("beta_schedule", "sigmoid"), ("prediction_type", "flow"), ("_class_name", "UniPC")],
+    [("beta_schedule", "laplace"), ("prediction_type", "flow"), ("_class_name", "UniPC")],
 )
 def test_unknown_names_are_told(field, value):
     config = TABLES["ddim_sd15"]["config"] | {field: value}
     with pytest.raises(ValueError, match=f"'{value}' is not known"):
         schedulers.sampler(config, 4), schedulers.prediction(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("algorithm_type", "sde-dpmsolver++"), ("solver_order", 3), ("thresholding", True)],
+)
+def test_settings_that_would_be_passed_over_are_refused(field, value):
+    with pytest.raises(ValueError, match=f"{field}.* supported"):
+        schedulers.sampler(TABLES["dpmpp2m"]["config"] | {field: value}, 4)
 
 
 def test_dpmpp_and_plms_converge_faster_than_ddim():
