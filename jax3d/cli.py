@@ -125,17 +125,18 @@ def _parse(argv: list[str]):
     class Train:
         """Trains the networks that ship with the package."""
 
-        network: (
+        network: Annotated[
             Annotated[TrainPrior, command(TrainPrior, "train", "prior")]
-            | Annotated[TrainScorer, command(TrainScorer, "train", "scorer")]
-        )
+            | Annotated[TrainScorer, command(TrainScorer, "train", "scorer")],
+            tyro.conf.arg(name=""),
+        ]
 
     commands = (
         Annotated[Generate, command(Generate, "generate")]
         | Annotated[Sample, tyro.conf.subcommand("sample", default=Sample())]
         | Annotated[Train, tyro.conf.subcommand("train")]
     )
-    config = (tyro.conf.AvoidSubcommands, tyro.conf.OmitSubcommandPrefixes)
+    config = (tyro.conf.AvoidSubcommands,)
     parsed = tyro.cli(commands, args=argv, prog="jax3d", config=config)
     return parsed.network if isinstance(parsed, Train) else parsed
 

@@ -20,7 +20,6 @@ import jax3d
 from jax3d import camera as cameras
 from jax3d import gallery, image, mesh
 from jax3d.data import props
-from jax3d.guidance.sds import sds
 from jax3d.metrics import scorer
 from jax3d.optimize import asset
 from jax3d.priors.base import Critic
@@ -59,10 +58,11 @@ def optimise(
     Raises:
       ValueError: A prompt is not understood by the critic, or the recipe does not fit it.
     """
-    conds = asset.stack([critic.encode_text(job.prompt, recipe.negative) for job in jobs])
+    conds = asset.stack([recipe.condition(critic, job.prompt) for job in jobs])
     knobs = asset.stack([recipe.knobs_of(job.seed) for job in jobs])
-    guidance = sds(critic.prior, recipe.guidance)
-    optimiser = asset.make(recipe.representation(), critic.prior, guidance, recipe.optimise)
+    optimiser = asset.make(
+        recipe.representation(), critic.prior, recipe.guide(critic), recipe.optimise
+    )
     states = jax.jit(jax.vmap(optimiser.init))(knobs)
     # The assets of a batch are the same numbers either way; see `sparse.Plan.over`.
     over = sparse.plan().over

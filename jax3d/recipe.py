@@ -12,12 +12,20 @@ from pathlib import Path
 from jax3d.fields.base import Representation
 from jax3d.fields.mlp import MlpConfig, mlp
 from jax3d.fields.triplane import TriplaneConfig, triplane
+from jax3d.guidance.base import Guidance
+from jax3d.guidance.csd import CSDConfig, csd
+from jax3d.guidance.hifa import HiFAConfig, hifa
+from jax3d.guidance.ism import ISMConfig, ism
+from jax3d.guidance.nfsd import NFSDConfig, nfsd
 from jax3d.guidance.score import ScoreConfig
-from jax3d.guidance.sds import SDSConfig
+from jax3d.guidance.sds import SDSConfig, sds
+from jax3d.guidance.vsd import VSDConfig, lora, vsd
 from jax3d.mesh import MeshConfig
 from jax3d.optimize import asset
 from jax3d.optimize.asset import AssetConfig, Stage
-from jax3d.types import Knobs, Ramp
+from jax3d.priors.base import Critic
+from jax3d.priors.stable_diffusion import camera_weights
+from jax3d.types import Condition, Knobs, Ramp
 
 Values = tuple[float, ...]
 
@@ -63,13 +71,14 @@ class Recipe:
     optimise: AssetConfig = dataclasses.field(
         default_factory=lambda: AssetConfig(stages=(Stage(200, 32), Stage(80, 64)))
     )
-    guidance: SDSConfig = dataclasses.field(
-        default_factory=lambda: SDSConfig(score=ScoreConfig(view_words="none"))
+    guidance: SDSConfig | CSDConfig | NFSDConfig | ISMConfig | HiFAConfig | VSDConfig = (
+        dataclasses.field(default_factory=lambda: SDSConfig(score=ScoreConfig(view_words="none")))
     )
-    """The embedded critic is told the camera itself, so the prompt needs no view words."""
+    """How the critic's opinion becomes a gradient. The embedded critic is told the camera itself,
+    so the prompt needs no view words."""
     knobs: KnobValues = dataclasses.field(default_factory=KnobValues)
     negative: str = ""
-    """Negative prompt, in place of the unconditional one."""
+    """Negative prompt, in place of the unconditional one; NFSD compares with it instead."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     pictures: Pictures = dataclasses.field(default_factory=Pictures)
 
@@ -85,6 +94,35 @@ class Recipe:
                 return triplane(self.field)
             case MlpConfig():
                 return mlp(self.field)
+
+    def guide(self, critic: Critic) -> Guidance:
+        """The guidance that `guidance` describes, by a critic."""
+        match self.guidance:
+            case SDSConfig():
+                return sds(critic.prior, self.guidance)
+            case CSDConfig():
+                return csd(critic.prior, self.guidance)
+            case NFSDConfig():
+                return nfsd(critic.prior, self.guidance)
+            case ISMConfig():
+                return ism(critic.prior, self.guidance)
+            case HiFAConfig():
+                return hifa(critic.prior, self.guidance)
+            case VSDConfig(rank=rank, pattern=pattern):
+                told = camera_weights(critic.params)
+                second = lora(
+                    critic.prior, critic.params, rank=rank, pattern=pattern, camera_weights=told
+                )
+                return vsd(critic.prior, second, self.guidance)
+
+    def condition(self, critic: Critic, prompt: str) -> Condition:
+        """What the critic is asked of a prompt; raises `ValueError` where it cannot read it."""
+        if not isinstance(self.guidance, NFSDConfig):
+            return critic.encode_text(prompt, self.negative)
+        if not self.negative:
+            raise ValueError("NFSD compares with a negative prompt: give one by --negative")
+        unwanted = critic.encode_text(prompt, self.negative).null
+        return critic.encode_text(prompt, "").replace(negative=unwanted)
 
     def knobs_of(self, seed: int) -> Knobs:
         """The knobs of one asset; raises `ValueError` for a ramp of another length than 1, 2, 4."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 from jax import lax
 
 from jax3d.diffusion import cfg
@@ -31,6 +32,10 @@ class VSDConfig:
     """Guidance of the second critic by the camera; 1 asks it once."""
     p_untold: float = 0.1
     """Chance that the second critic learns from a view without its camera."""
+    rank: int = 4
+    """Of the changes of matrices that `lora` makes."""
+    pattern: str = r"'unet'.*'(to_\w+|qkv|words|out)'"
+    """Which matrices, by their paths: those of all attention layers."""
 
 
 class SecondCritic(NamedTuple):
@@ -90,12 +95,29 @@ def _learn(ask, own, prior: Prior, key: Key, z, config: VSDConfig):
 
 
 def lora(
-    prior: Prior, like: Params, *, rank: int = 4, pattern: str = r"to_(q|k|v|out)"
+    prior: Prior,
+    like: Params,
+    *,
+    rank: int = VSDConfig.rank,
+    pattern: str = VSDConfig.pattern,
+    camera_weights: Params = None,
 ) -> SecondCritic:
     """The first critic with low-rank changes of its matrices whose path matches `pattern`.
 
-    `like` has the shapes of the critic's weights. The change is zero at first. Each asset holds
-    its own changed copy of the matched matrices while it is asked. `told` is not used.
+    The change is zero at first. Each asset holds its own changed copy of the matched matrices
+    while it is asked.
+
+    Args:
+      prior: the first critic.
+      like: the shapes of its weights.
+      rank: of the changes.
+      pattern: searched in `jax.tree_util.keystr` of the paths.
+      camera_weights: shapes of weights by which a critic of text alone is told the camera, such
+        as `priors.stable_diffusion.camera_weights` makes; a nested dict, joined with the
+        critic's. Of views whose camera may not be used the critic then sees a pose of zeros.
+
+    Raises:
+      ValueError: no matrix matches.
     """
     matrices = {
         name: leaf.shape
@@ -104,21 +126,33 @@ def lora(
     }
     if not matrices:
         raise ValueError(f"lora: no matrix of the critic has a path that matches {pattern!r}")
+    added = traverse_util.flatten_dict(camera_weights or {}, sep="/")
 
     def init(key: Key) -> Params:
         def pair(i, rows, columns):
             down = jax.random.normal(jax.random.fold_in(key, i), (rows, rank)) / rows**0.5
             return {"down": down, "up": jnp.zeros((rank, columns))}
 
-        return {name: pair(i, *shape) for i, (name, shape) in enumerate(matrices.items())}
+        def fresh(i, name, shape):
+            # The last layer is zero, so that cameras change nothing at first.
+            if len(shape) < 2 or "linear_2" in name:
+                return jnp.zeros(shape)
+            return jax.random.normal(jax.random.fold_in(key, i), shape) / shape[0] ** 0.5
+
+        own = {name: pair(i, *shape) for i, (name, shape) in enumerate(matrices.items())}
+        more = enumerate(added.items(), start=len(own))
+        return own | {name: fresh(i, name, leaf.shape) for i, (name, leaf) in more}
 
     def denoise(prior_params, own, z_t, t, text, camera, told):
-        del told
-
         def changed(path, leaf):
             pair = own.get(jax.tree_util.keystr(path))
             return leaf if pair is None else leaf + (pair["down"] @ pair["up"]).astype(leaf.dtype)
 
-        return prior.denoise(jax.tree.map_with_path(changed, prior_params), z_t, t, text, camera)
+        params = jax.tree.map_with_path(changed, prior_params)
+        if added:
+            flat = traverse_util.flatten_dict(params, sep="/")
+            params = traverse_util.unflatten_dict(flat | {k: own[k] for k in added}, sep="/")
+            camera = camera.replace(c2w=camera.c2w * told[:, None, None])
+        return prior.denoise(params, z_t, t, text, camera)
 
     return SecondCritic(init, denoise)

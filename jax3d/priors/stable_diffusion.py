@@ -21,12 +21,15 @@ from jax3d.priors.base import Prior
 from jax3d.prompts import wordings
 from jax3d.types import Camera, Condition, Key, Params, TextCond
 
+POSE = 16
+"""Numbers of a camera-to-world matrix."""
+
 Network = Callable[[Params, Array, Array, TextCond, Camera | None], Array]
 """`network(params, z_t[b, h, w, c], t[b], TextCond[b], Camera[b] | None) -> prediction`."""
 
 
 def text_network(unet: UNet2DConditionModel, size: int) -> Network:
-    """A UNet that knows the text alone; cameras are ignored.
+    """A UNet that knows the text alone; cameras are ignored, save by `camera_weights`.
 
     Args:
       unet: SD 1, 2 or XL; the latter reads `TextCond.pooled` and is told that images are of
@@ -34,17 +37,43 @@ def text_network(unet: UNet2DConditionModel, size: int) -> Network:
       size: side of the images, pixels.
     """
 
+    camera_told = unet.clone(
+        class_embed_type="projection", projection_class_embeddings_input_dim=POSE
+    )
+
     def network(params, z_t, t, text, camera):
-        del camera
+        net, pose = unet, None
+        if "class_embedding" in params and unet.class_embed_type is None and camera is not None:
+            net, pose = camera_told, camera.c2w.reshape(-1, POSE)
         added = None
         if unet.addition_embed_type == "text_time":
             if text.pooled is None:
                 raise ValueError("this network asks for a pooled text embedding beside the tokens")
             ids = jnp.array([size, size, 0, 0, size, size], jnp.float32)
             added = AddedConditions(text.pooled, jnp.broadcast_to(ids, (len(z_t), 6)))
-        return unet.apply({"params": params}, z_t, t, text.tokens, None, added)
+        return net.apply({"params": params}, z_t, t, text.tokens, pose, added)
 
     return network
+
+
+def camera_weights(params: Params) -> Params:
+    """Shapes of the weights by which a `text_network` learns to be told the camera.
+
+    They embed the flat camera-to-world matrix where diffusers has a class embedding, as the second
+    critic of variational score distillation does. `params` are the weights, or their shapes, of
+    any critic; for one whose network has no time embedding, or knows cameras, there are none.
+    """
+    unet = params.get("unet", {}) if isinstance(params, dict) else {}
+    if "time_embedding" not in unet or "class_embedding" in unet:
+        return {}
+    kernel = unet["time_embedding"]["linear_2"]["kernel"]
+    width = kernel.shape[1]
+
+    def layer(rows):
+        bias = jax.ShapeDtypeStruct((width,), jnp.float32)
+        return {"kernel": jax.ShapeDtypeStruct((rows, width), jnp.float32), "bias": bias}
+
+    return {"unet": {"class_embedding": {"linear_1": layer(POSE), "linear_2": layer(width)}}}
 
 
 def handed_over_network(model: Any) -> Network:

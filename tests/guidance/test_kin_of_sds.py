@@ -149,6 +149,27 @@ def test_lora_changes_nothing_at_first_and_then_the_matched_matrices():
     np.testing.assert_allclose(ask(own) - bare, jnp.broadcast_to(shift, z.shape), atol=1e-5)
 
 
+def test_a_lora_may_be_told_the_camera():
+    def denoise(params, z_t, t, text, camera):
+        if "pose" in params["unet"]:
+            hidden = camera.c2w.reshape(-1, 16) @ params["unet"]["pose"]["linear_1"]["kernel"]
+            z_t = z_t + (hidden @ params["unet"]["pose"]["linear_2"]["kernel"])[:, None, None]
+        return z_t @ params["unet"]["to_q"]
+
+    prior = CRITIC._replace(denoise=denoise)
+    weights = {"unet": {"to_q": jnp.eye(2)}}
+    shapes = {"linear_1": {"kernel": jnp.zeros((16, 3))}, "linear_2": {"kernel": jnp.zeros((3, 2))}}
+    second = lora(prior, weights, camera_weights={"unet": {"pose": shapes}})
+    own = second.init(KEY)
+    z, told = jnp.ones((2, 4, 4, 2)), jnp.array([1.0, 0.0])
+    ask = lambda own: second.denoise(weights, own, z, None, None, CAMERA, told)  # noqa: E731
+    np.testing.assert_array_equal(ask(own), z)
+    own["unet/pose/linear_2/kernel"] = jnp.ones((3, 2))
+    moved = ask(own)
+    assert jnp.abs(moved[0] - z[0]).max() > 1e-2
+    np.testing.assert_array_equal(moved[1], z[1])
+
+
 def test_lora_names_a_pattern_that_matches_nothing():
     with pytest.raises(ValueError, match="matches 'attention'"):
         lora(CRITIC, WEIGHTS, pattern="attention")
