@@ -3,19 +3,26 @@
     jax3d generate "a DSLR photo of a hamburger" --config configs/dreamfusion_sd.py \
         --prior /path/to/stable-diffusion-2-1-base
 
-Needs a GPU that holds the UNet and the autoencoder's gradient at 512 pixels (about 10 GB in
-float32). Never run to its end here. threestudio's field is a hash grid with a background network;
-here it is the triplane before grey and white. Its scale of 100 counts from the prompt's
+Hardware: a GPU with 16 GB (docs/critics.md counts what a step takes). Untested at full size: there
+were no weights here; a test takes two steps of it with a tiny folder.
+
+Every number is that of threestudio's `dreamfusion-sd` (cameras, looks, weights of the losses,
+rates, timesteps, guidance), except that its field is a hash grid and ours a triplane of 256 texels,
+and that our background network reads the bare direction. Its scale of 100 counts from the prompt's
 prediction, which `convention="threestudio"` keeps.
 """
 
 from jax3d.camera import CameraConfig
+from jax3d.fields.triplane import TriplaneConfig
 from jax3d.guidance.score import ScoreConfig
 from jax3d.guidance.sds import SDSConfig
 from jax3d.optimize.asset import AssetConfig, Stage
 from jax3d.recipe import KnobValues, Recipe
 
 recipe = Recipe(
+    field=TriplaneConfig(
+        resolution=256, hidden=64, samples=512, normals="analytic", learned_background=True
+    ),
     optimise=AssetConfig(
         camera=CameraConfig(
             elevation=(-10.0, 45.0),
@@ -28,6 +35,8 @@ recipe = Recipe(
         ),
         views=1,
         stages=(Stage(10_000, 64),),
+        rate=0.01,
+        rates=(("background", 0.001),),
         shaded_from=2000,
         p_shaded=0.75,
         p_textureless=0.5,
@@ -38,6 +47,7 @@ recipe = Recipe(
         guidance_scale=(100.0,),
         t_min=(0.02,),
         t_max=(0.98,),
+        lambda_opacity=(0.0,),
         lambda_sparsity=(1.0,),
         lambda_orient=(10.0, 1000.0, 0.0, 5000.0),
     ),

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -89,6 +90,38 @@ def write_folder(folder: Path, system: str) -> Path:
             write_network(folder, system, part)
         if part.startswith("text_encoder"):
             write_tokenizer(folder / part.replace("text_encoder", "tokenizer"))
+    return folder
+
+
+def write_usable(folder: Path, system: str) -> Path:
+    """A folder to ask by prompts: as `write_folder`, with a UNet as wide as its text towers.
+
+    The vectors' UNets read contexts of their own widths, so their text layers are drawn anew.
+    """
+    write_folder(folder, "sdxl" if system == "sdxl" else "sd15")
+    scheduler = folder / "scheduler"
+    scheduler.mkdir(exist_ok=True)
+    config = json.dumps(NETWORKS["sd21" if system == "sd21" else "sd15"]["scheduler"])
+    (scheduler / "scheduler_config.json").write_text(config)
+    towers = [NETWORKS[system if system == "sdxl" else "sd15"]["text_encoder"]["config"]]
+    towers += [NETWORKS["sdxl"]["text_encoder_2"]["config"]] if system == "sdxl" else []
+    width = sum(tower["hidden_size"] for tower in towers)
+    network = NETWORKS[system]["unet"]
+    config = dict(network["config"])
+    config["context_dim" if system == "mvdream" else "cross_attention_dim"] = width
+    added = 0
+    if system == "sdxl":
+        added = towers[1]["projection_dim"] + 6 * config["addition_time_embed_dim"]
+        config["projection_class_embeddings_input_dim"] = added
+    flat = {}
+    for name, shape in network["keys"].items():
+        if re.search(r"attn2\.to_[kv]\.weight$", name):
+            shape = (shape[0], width)
+        elif name == "add_embedding.linear_1.weight":
+            shape = (shape[0], added)
+        flat[name] = weight(network["seed"], name, tuple(shape))
+    (folder / "unet" / "config.json").write_text(json.dumps(config))
+    save_file(flat, folder / "unet" / network["file"])
     return folder
 
 

@@ -1,12 +1,24 @@
 """Recipes: their knobs, their stages, their files."""
 
 import dataclasses
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from checkpoints import write_usable
 
 from jax3d import recipe as recipes
+from jax3d.guidance.csd import CSDConfig
+from jax3d.guidance.hifa import HiFAConfig
+from jax3d.guidance.ism import ISMConfig
+from jax3d.guidance.nfsd import NFSDConfig
+from jax3d.guidance.sds import SDSConfig
+from jax3d.guidance.vsd import VSDConfig
+from jax3d.optimize import asset
 from jax3d.optimize.asset import AssetConfig, Stage
+from jax3d.priors import props
+from jax3d.priors.folder import open_prior
 from jax3d.recipe import KnobValues, Recipe
 
 
@@ -38,11 +50,69 @@ def test_steps_must_be_positive(steps):
         Recipe().with_steps(steps)
 
 
-def test_every_shipped_config_loads():
-    import pathlib
+CONFIGS = Path(__file__).parents[1] / "configs"
 
-    root = pathlib.Path(__file__).parents[1] / "configs"
-    assert isinstance(recipes.load(root / "props.py"), Recipe)
+
+def test_the_recipe_of_the_embedded_critic_is_the_default():
+    assert recipes.load(CONFIGS / "props.py") == Recipe()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Tiny folders of Stable Diffusion and of MVDream."""
+    root = tmp_path_factory.mktemp("folders")
+    for system in ("sd15", "mvdream"):
+        write_usable(root / system, system)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("dreamfusion_sd", "sd15"), ("mvdream", "mvdream"), ("prolificdreamer", "sd15")],
+)
+def test_the_peers_recipes_take_two_steps(folders, name, folder):
+    recipe = recipes.load(CONFIGS / f"{name}.py")
+    field = dataclasses.replace(recipe.field, resolution=8, channels=2, hidden=4, samples=8)
+    optimise = dataclasses.replace(recipe.optimise, stages=(Stage(2, 8),))
+    recipe = dataclasses.replace(recipe, field=field, optimise=optimise)
+    critic = open_prior(str(folders / folder))
+    optimiser = asset.make(
+        recipe.representation(), critic.prior, recipe.guide(critic), recipe.optimise
+    )
+    knobs, conds = (
+        asset.stack([x]) for x in (recipe.knobs_of(3), recipe.condition(critic, "a cat"))
+    )
+    states = jax.jit(jax.vmap(optimiser.init))(knobs)
+    before = jax.tree.map(np.array, states.params)
+    ((k, size),) = asset.blocks(recipe.optimise, 20)
+    states, metrics = asset.run_block(optimiser.step, k, size)(states, critic.params, conds, knobs)
+    assert states.step == 2
+    assert np.all(np.isfinite(metrics["residual_norm"]))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(states.params))
+    leaves = map(jax.tree.leaves, (before, states.params))
+    assert not all(np.array_equal(a, b) for a, b in zip(*leaves, strict=True))
+    learnt = jax.tree.leaves(states.guidance)
+    assert (len(learnt) > 0) == isinstance(recipe.guidance, VSDConfig)
+    assert all(np.all(np.isfinite(leaf)) for leaf in learnt)
+
+
+@pytest.mark.parametrize(
+    "guidance", [SDSConfig(), CSDConfig(), NFSDConfig(), ISMConfig(), HiFAConfig(), VSDConfig()]
+)
+def test_any_guidance_is_made_from_its_config(guidance):
+    critic = props.open_critic()
+    recipe = Recipe(guidance=guidance, negative="a blue mug")
+    assert (recipe.guide(critic).init is not None) == isinstance(guidance, VSDConfig)
+    cond = recipe.condition(critic, "a red chair")
+    assert (cond.negative is not None) == isinstance(guidance, NFSDConfig)
+    unwanted = critic.encode_text("a blue mug", "").plain
+    where = cond.null if cond.negative is None else cond.negative
+    np.testing.assert_array_equal(where.tokens, unwanted.tokens)
+
+
+def test_nfsd_asks_for_a_negative_prompt():
+    with pytest.raises(ValueError, match="--negative"):
+        Recipe(guidance=NFSDConfig()).condition(props.open_critic(), "a red chair")
 
 
 @pytest.mark.parametrize(
