@@ -17,9 +17,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jax3d import generate as generation
 from jax3d import image, prompts
 from jax3d.data import prop_bank, prop_shapes, props
+from jax3d.finish import views_around
 from jax3d.metrics import scorer
 from jax3d.priors import props as embedded
 from jax3d.types import Camera
@@ -77,7 +77,7 @@ def figures(judge, pictures: np.ndarray, around: Camera, specs: list[props.Spec]
 def main(args: Args) -> None:
     """Prints the card."""
     critic, judge = embedded.open_critic(args.prior), scorer.load()
-    around = generation.views_around(8, 15.0)
+    around = views_around(8, 15.0)
     card, table = {}, Table("objects", "asked by", "class", "colour", "azimuth", "view word")
     for label, held_out in (("training", False), ("held out", True)):
         specs = choose(held_out, args.per_class)

@@ -11,15 +11,20 @@ import json
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jax3d import generate as generation
+from jax3d import image
 from jax3d import recipe as recipes
 from jax3d.data import prop_bank, props
+from jax3d.finish import versions, views_around
+from jax3d.generate import generate
+from jax3d.manifest import Job
 from jax3d.metrics import scorer
+from jax3d.optimize.sweep import SweepConfig
 from jax3d.priors import props as embedded
 
 HERE = Path(__file__).parent
@@ -36,8 +41,10 @@ class Args:
     out: Path = Path("out/quality")
     config: Path | None = None
     prior: Path = embedded.WEIGHTS
-    batch: int = 4
+    slots: int = 4
     """Assets in one program."""
+    cpu_devices: int = 1
+    """Devices to split a CPU into."""
     seed: int = 100
 
 
@@ -65,24 +72,23 @@ def score(judge, views: np.ndarray, specs: list[props.Spec], azimuth: np.ndarray
 
 def main(args: Args) -> None:
     """Prints the table."""
+    jax.config.update("jax_num_cpu_devices", args.cpu_devices)
     prompts, specs = read_prompts(args.prompts)
     recipe = recipes.load(args.config) if args.config else recipes.Recipe()
     critic, judge = embedded.open_critic(args.prior), scorer.load()
     console = Console()
-    around = generation.views_around(8, recipe.pictures.elevation)
-    azimuth = np.asarray(around.azimuth)
+    around = views_around(8, recipe.pictures.elevation)
+    jobs = [Job(p, args.seed + k) for k, p in enumerate(prompts)]
+    started = time.perf_counter()
 
-    started, views, records = time.perf_counter(), [], []
-    for first in range(0, len(prompts), args.batch):
-        jobs = [
-            generation.Job(p, args.seed + first + k)
-            for k, p in enumerate(prompts[first : first + args.batch])
-        ]
-        records += generation.generate(recipe, critic, jobs, args.out / f"{first:03d}")
-        for path in sorted((args.out / f"{first:03d}").glob("*/views.png")):
-            strip = generation.image.read_image(path)
-            views.append(strip.reshape(strip.shape[0], 8, -1, 3).swapaxes(0, 1))
-        console.print(f"{len(views)} of {len(prompts)}: {time.perf_counter() - started:.0f} s")
+    def finished(record: dict):
+        console.print(f"{record['prompt']}: {time.perf_counter() - started:.0f} s")
+
+    config = SweepConfig(slots=args.slots)
+    rows = generate(recipe, critic, jobs, args.out, config=config, finished=finished)
+    strips = [image.read_image(args.out / row["path"] / "views.png") for row in rows]
+    views = [strip.reshape(strip.shape[0], 8, -1, 3).swapaxes(0, 1) for strip in strips]
+    azimuth = np.asarray(around.azimuth)
     assets = score(judge, np.stack(views), specs, azimuth)
     truth = np.stack(
         [prop_bank.ground_truth(specs, seed, around, scorer.SIZE) for seed in CEILING_SEEDS]
@@ -93,7 +99,7 @@ def main(args: Args) -> None:
     table = Table("metric", "assets", "ceiling", "ratio")
     for name, a, c in zip(assets._fields, assets, ceiling, strict=True):
         table.add_row(name, f"{a:.3f}", f"{c:.3f}", f"{a / c:.0%}")
-    psnr = [r["metrics"].get("mesh_psnr", float("nan")) for r in records]
+    psnr = [row.get("mesh_psnr", float("nan")) for row in rows]
     console.print(table)
     console.print(f"GLB against field, PSNR over 8 views: {np.nanmean(psnr):.1f} dB")
     if args.json:
@@ -103,7 +109,7 @@ def main(args: Args) -> None:
             "mesh_psnr": psnr,
             "prompts": prompts,
             "seconds": time.perf_counter() - started,
-            "versions": generation.versions(),
+            "versions": versions(),
         }
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
 

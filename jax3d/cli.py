@@ -1,6 +1,7 @@
 """The `jax3d` command."""
 
 import dataclasses
+import os
 import sys
 import time
 from itertools import pairwise
@@ -14,8 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jax3d import generate as generation
-from jax3d import image
+from jax3d import image, ledger, manifest
 from jax3d import recipe as recipes
+from jax3d.finish import views_around
+from jax3d.manifest import Job
+from jax3d.optimize.sweep import SweepConfig
 from jax3d.priors import props as embedded
 from jax3d.priors.base import Critic
 from jax3d.priors.folder import open_prior
@@ -29,13 +33,11 @@ console = Console()
 
 
 @dataclasses.dataclass(frozen=True)
-class Generate:
-    """Makes 3D assets from prompts: meshes, turntables and a page that shows them."""
+class _Making:
+    """What `generate` and `sweep` share."""
 
-    prompts: tyro.conf.Positional[tuple[str, ...]] = ()
-    """One asset each, for example "a red chair with armrests"."""
-    out: Path = Path("out")
-    """Folder of the results."""
+    out: str = "out"
+    """Folder of the results, or a bucket's URL. A run that was cut short there goes on."""
     config: Path | None = None
     """Recipe to start from, such as configs/props.py; other options override it."""
     seed: int = 0
@@ -47,7 +49,51 @@ class Generate:
     prior: str = "embedded"
     """The critic: "embedded", the path of weights that `jax3d train prior` wrote, or a Stable
     Diffusion or MVDream folder in the official layout."""
+    overwrite: bool = False
+    """Lose the other run that OUT holds."""
+    cpu_devices: int | None = None
+    """On a CPU, the devices to split it into, each with assets of its own; None: one a core, as
+    far as there are assets."""
+    engine: SweepConfig = dataclasses.field(default_factory=SweepConfig)
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Recipe)
+
+    def whole_recipe(self) -> Recipe:
+        """The recipe with the shorthands applied."""
+        recipe = self.recipe if self.steps is None else self.recipe.with_steps(self.steps)
+        if self.views is None:
+            return recipe
+        optimise = dataclasses.replace(recipe.optimise, views=self.views)
+        return dataclasses.replace(recipe, optimise=optimise)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate(_Making):
+    """Makes 3D assets from prompts: meshes, turntables and a page that shows them."""
+
+    prompts: tyro.conf.Positional[tuple[str, ...]] = ()
+    """One asset each, for example "a red chair with armrests"."""
+    candidates: int = 1
+    """Seeds a prompt; the best by the scorer gets a mesh."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep(_Making):
+    """Makes the assets of a manifest, on all devices; goes on where it was killed."""
+
+    manifest: tyro.conf.Positional[str] = ""
+    """A .jsonl or .csv file: one asset a line with its prompt and, where it differs from the
+    recipe, seed, steps, negative prompt and knobs."""
+    dollars_per_hour: float | None = None
+    """Price of a device, to tell the cost of an asset."""
+    distributed: bool = False
+    """One of several processes (SLURM, TPU pods and MPI are recognised), each with its share of
+    the assets; all of them see the same OUT."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where the cluster is not recognised."""
+    processes: int | None = None
+    """How many there are, where the cluster is not recognised."""
+    process: int | None = None
+    """Which one this is, from 0, where the cluster is not recognised."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +141,8 @@ def main(argv: list[str] | None = None) -> int:
         match _parse(sys.argv[1:] if argv is None else argv):
             case Generate() as command:
                 run_generate(command)
+            case Sweep() as command:
+                run_sweep(command)
             case Sample() as command:
                 run_sample(command)
             case TrainPrior() as command:
@@ -133,6 +181,7 @@ def _parse(argv: list[str]):
 
     commands = (
         Annotated[Generate, command(Generate, "generate")]
+        | Annotated[Sweep, command(Sweep, "sweep")]
         | Annotated[Sample, tyro.conf.subcommand("sample", default=Sample())]
         | Annotated[Train, tyro.conf.subcommand("train")]
     )
@@ -159,13 +208,31 @@ def _demand_prompts(prompts: tuple[str, ...]) -> None:
 def run_generate(command: Generate) -> None:
     """`jax3d generate`."""
     _demand_prompts(command.prompts)
-    recipe = command.recipe
-    if command.steps is not None:
-        recipe = recipe.with_steps(command.steps)
-    if command.views is not None:
-        optimise = dataclasses.replace(recipe.optimise, views=command.views)
-        recipe = dataclasses.replace(recipe, optimise=optimise)
-    jobs = [generation.Job(p, command.seed + k) for k, p in enumerate(command.prompts)]
+    if command.candidates < 1:
+        raise ValueError(f"candidates is {command.candidates}; an asset takes 1 or more")
+    prompts = [p for p in command.prompts for _ in range(command.candidates)]
+    jobs = [Job(prompt, command.seed + k) for k, prompt in enumerate(prompts)]
+    _make(command, jobs, candidates=command.candidates)
+
+
+def run_sweep(command: Sweep) -> None:
+    """`jax3d sweep`."""
+    if not command.manifest:
+        raise ValueError("no manifest: give a .jsonl or .csv file with one asset a line")
+    jobs = manifest.read(command.manifest, command.seed)
+    if not command.distributed:
+        rows = _make(command, jobs)
+    else:
+        jax.distributed.initialize(command.coordinator, command.processes, command.process)
+        me, count = jax.process_index(), jax.process_count()
+        share = range(me, len(jobs), count)
+        rows = _make(command, jobs, share=share, worker=f"process-{me}-of-{count}")
+    console.print(ledger.summary(rows, command.dollars_per_hour))
+
+
+def _make(command: _Making, jobs: list[Job], **options) -> list[dict]:
+    """Makes the jobs and shows how it goes; returns the rows of the ledger."""
+    _split_cpu(command.cpu_devices, len(jobs))
     critic = open_critic(command.prior)
     console.print(f"critic: {critic.name}", markup=False)
     started = time.perf_counter()
@@ -176,27 +243,58 @@ def run_generate(command: Generate) -> None:
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
+    made = 0
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(f"{len(jobs)} assets", total=recipe.steps, rate="compiling")
+        task = bar.add_task(f"{len(jobs)} assets", total=1, rate="compiling")
 
         def report(progress: generation.Progress):
-            steps = progress.step / (time.perf_counter() - started)
-            assets = 3600 * steps * len(jobs) / progress.steps
-            norms = ", ".join(f"{x:.3f}" for x in progress.residual_norm[:8])
+            steps = progress.steps / (time.perf_counter() - started)
+            assets = 3600 * steps * len(jobs) / progress.total
+            norms = ", ".join(f"{x:.3f}" for x in progress.residual_norms[:8])
             rate = f"{steps:.2f} steps/s, {assets:.0f} assets/h, residual norms {norms}"
-            bar.update(task, completed=progress.step, rate=rate)
+            bar.update(task, completed=progress.steps, total=progress.total, rate=rate)
 
         def finished(record: dict):
+            nonlocal made
+            made += 1
             shown = {k: round(v, 3) for k, v in record["metrics"].items()}
             trouble = record.get("error", "")
             bar.print(f"{record['prompt']!r} {shown} {trouble}", markup=False)
 
-        records = generation.generate(recipe, critic, jobs, command.out, report, finished)
+        rows = generation.generate(
+            command.whole_recipe(),
+            critic,
+            jobs,
+            command.out,
+            config=command.engine,
+            overwrite=command.overwrite,
+            report=report,
+            finished=finished,
+            **options,
+        )
     seconds = time.perf_counter() - started
     console.print(
-        f"{len(records)} assets in {seconds:.0f} s ({3600 * len(records) / seconds:.1f} assets/h): "
-        f"open {command.out / 'index.html'}"
+        f"{made} assets in {seconds:.0f} s ({3600 * made / seconds:.1f} assets/h): "
+        f"open {command.out}/index.html",
+        soft_wrap=True,
     )
+    return rows
+
+
+def _split_cpu(devices: int | None, assets: int) -> None:
+    """Gives a CPU several devices, which only the first use of JAX in a process can decide."""
+    if devices is None and "xla_force_host_platform_device_count" in os.environ.get(
+        "XLA_FLAGS", ""
+    ):
+        return
+    wanted = min(os.cpu_count() or 1, assets) if devices is None else devices
+    if wanted < 1:
+        raise ValueError(f"cpu-devices is {wanted}; a CPU makes 1 device or more")
+    try:
+        jax.config.update("jax_num_cpu_devices", wanted)
+    except RuntimeError:
+        if devices is not None:
+            raise
 
 
 def run_sample(command: Sample) -> None:
@@ -205,7 +303,7 @@ def run_sample(command: Sample) -> None:
     critic = embedded.open_critic(
         embedded.WEIGHTS if command.prior == "embedded" else command.prior
     )
-    camera = generation.views_around(command.views, 15.0)
+    camera = views_around(command.views, 15.0)
     sample = embedded.sampler(critic, command.mode, command.guidance_scale, command.steps)
     keys = jax.random.split(jax.random.key(command.seed), len(command.prompts))
     rows = [sample(key, prompt, camera) for key, prompt in zip(keys, command.prompts, strict=True)]

@@ -1,219 +1,316 @@
-"""From prompts to assets on disk: optimise, look, mesh, measure, write.
+"""From jobs to a folder of assets: claim it, sweep, finish, keep account, show.
 
-All assets of a call are optimised in one program; everything after that happens one asset at a
-time on the host.
+    out/sweep.json           what this folder holds, so that another run cannot mix with it
+    out/NNNN-prompt/         the files of an asset; it is finished when `asset.json` is there
+    out/checkpoints/WORKER/  the assets on their way, until the worker has finished its share
+    out/ledger.csv           one row an asset
+    out/index.html           the gallery
+
+`out` may be a bucket's URL. A run that was killed goes on when it is called again.
 """
 
 import dataclasses
+import hashlib
 import json
-import time
-from collections.abc import Callable, Sequence
-from functools import partial
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
-import jax3d
-from jax3d import camera as cameras
-from jax3d import gallery, image, mesh
+from jax3d import gallery, ledger, weights
 from jax3d.data import props
-from jax3d.metrics import scorer
-from jax3d.optimize import asset
+from jax3d.finish import Finisher, versions
+from jax3d.manifest import Job
+from jax3d.optimize import asset, flops
+from jax3d.optimize import sweep as engine
+from jax3d.optimize.checkpoint import Checkpoints
+from jax3d.optimize.sweep import Outcome, SweepConfig, Task
 from jax3d.priors.base import Critic
 from jax3d.recipe import Recipe
 from jax3d.render import sparse
-from jax3d.types import AssetState, Camera, Look, Params
 
-BLOCK = 20
-"""Steps between two reports of progress."""
-
-
-class Job(NamedTuple):
-    """One asset to make."""
-
-    prompt: str
-    seed: int
+PARAMS = "params.safetensors"
+"""An asset's parameters, kept while its candidates are compared."""
 
 
 class Progress(NamedTuple):
     """What is known after a block of steps."""
 
-    step: int
     steps: int
-    residual_norm: np.ndarray
-    """[A], of the block's last step."""
-
-
-def optimise(
-    recipe: Recipe,
-    critic: Critic,
-    jobs: Sequence[Job],
-    report: Callable[[Progress], None] = lambda progress: None,
-) -> AssetState:
-    """Optimises all jobs together; returns their states with a leading axis of assets.
-
-    Raises:
-      ValueError: A prompt is not understood by the critic, or the recipe does not fit it.
-    """
-    conds = asset.stack([recipe.condition(critic, job.prompt) for job in jobs])
-    knobs = asset.stack([recipe.knobs_of(job.seed) for job in jobs])
-    optimiser = asset.make(
-        recipe.representation(), critic.prior, recipe.guide(critic), recipe.optimise
-    )
-    states = jax.jit(jax.vmap(optimiser.init))(knobs)
-    # The assets of a batch are the same numbers either way; see `sparse.Plan.over`.
-    over = sparse.plan().over
-    compiled, done = {}, 0
-    for k, size in asset.blocks(recipe.optimise, BLOCK):
-        if (k, size) not in compiled:
-            compiled[k, size] = asset.run_block(optimiser.step, k, size, over=over)
-        states, metrics = compiled[k, size](states, critic.params, conds, knobs)
-        done += k
-        report(Progress(done, recipe.steps, np.asarray(metrics["residual_norm"][-1])))
-    return states
-
-
-def views_around(n: int, elevation: float) -> Camera:
-    """`n` cameras on a circle that starts at the front; elevation in degrees."""
-    azimuth = 2 * jnp.pi * jnp.arange(n) / n
-    fovy = jnp.radians(42.0)
-    return cameras.orbit(azimuth, jnp.radians(elevation), 1.02 * 0.95 / jnp.sin(fovy / 2), fovy)
-
-
-class Finisher:
-    """Turns one asset's parameters into files; its functions compile once for all assets."""
-
-    def __init__(self, recipe: Recipe):
-        """Prepares the compiled functions of a recipe."""
-        self.recipe = recipe
-        self.field = recipe.representation()
-        size = (recipe.pictures.size,) * 2
-        self._picture = jax.jit(
-            lambda params, camera, look: self.field.render(params, None, camera, look, size).rgb
-        )
-        self._density, self._color = jax.jit(self.field.density), jax.jit(self.field.color)
-        self._scorer = scorer.load()
-        held_out = [s for s in props.specs() if props.is_held_out(s)]
-        self._captions = [props.caption(s) for s in held_out]
-
-    def pictures(self, params: Params, camera: Camera) -> np.ndarray:
-        """`[v, S, S, 3]` over white; one camera at a time, so memory does not grow with v."""
-        look = Look.albedo()
-        one = [jax.tree.map(lambda x, i=i: x[i : i + 1], camera) for i in range(len(camera.fovy))]
-        return np.concatenate([np.asarray(self._picture(params, c, look)) for c in one])
-
-    def mesh(self, params: Params) -> mesh.Mesh:
-        """The textured mesh of the field."""
-        density, color = partial(self._density, params), partial(self._color, params)
-        return mesh.build(density, color, self.field.bound, self.recipe.mesh)
-
-    def measure(self, prompt: str, views: np.ndarray, azimuth: np.ndarray) -> dict[str, float]:
-        """The scorer's opinion of views, for a prompt in words of the prop world, else nothing."""
-        spec = props.parse(prompt)
-        if spec is None:
-            return {}
-        own = props.caption(spec)
-        captions = [own, *(c for c in self._captions if c != own)]
-        verdict = scorer.judge(self._scorer, views, captions, [spec.name] * len(views))
-        found = scorer.scores(verdict, np.zeros(len(views), int), [spec] * len(views), azimuth)
-        return {k: v for k, v in found._asdict().items() if not np.isnan(v)}
-
-    def write(self, params: Params, job: Job, folder: Path, about: dict) -> dict:
-        """Writes an asset's files and returns what `asset.json` holds."""
-        started = time.perf_counter()
-        folder.mkdir(parents=True, exist_ok=True)
-        pictures = self.recipe.pictures
-        around = views_around(8, pictures.elevation)
-        views = self.pictures(params, around)
-        image.write_png(folder / "views.png", image.row(views))
-        frames = self.pictures(params, views_around(pictures.frames, pictures.elevation))
-        image.write_video(folder / "turntable.mp4", frames, fps=12)
-        image.write_video(folder / "turntable.gif", frames, fps=12)
-        metrics = self.measure(job.prompt, views, np.asarray(around.azimuth))
-        try:
-            made = self.mesh(params)
-        except ValueError as error:
-            # One asset that has no good mesh must not cost the others their files.
-            about = {**about, "error": str(error)}
-        else:
-            mesh.write_glb(folder / "mesh.glb", made)
-            mesh.write_obj(folder / "mesh.obj", made)
-            mesh.write_ply(folder / "mesh.ply", made)
-            reloaded = mesh.load_glb(folder / "mesh.glb")
-            likeness = mesh.compare(reloaded, views, around, Look.albedo())
-            image.write_png(folder / "mesh_views.png", image.row(likeness.rgb))
-            metrics |= {"mesh_psnr": likeness.psnr, "faces": len(made.faces)}
-        record = {
-            "prompt": job.prompt,
-            "seed": job.seed,
-            "metrics": metrics,
-            "seconds": {**about.pop("seconds"), "finish": time.perf_counter() - started},
-            **about,
-            "recipe": dataclasses.asdict(self.recipe),
-            "versions": versions(),
-        }
-        (folder / "asset.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        return record
-
-
-def versions() -> dict[str, str]:
-    """What the numbers were made with."""
-    return {
-        "jax3d": jax3d.__version__,
-        "jax": jax.__version__,
-        "backend": jax.default_backend(),
-        "device": jax.devices()[0].device_kind,
-    }
+    """Taken so far by all assets of this call together."""
+    total: int
+    """That all of them will take, unless they stop early."""
+    residual_norms: list[float]
+    """Of the assets of the block, its mean."""
+    finished: int
+    """Assets of this call whose files are written."""
 
 
 def generate(
     recipe: Recipe,
     critic: Critic,
     jobs: Sequence[Job],
-    out: Path,
+    out: epath.PathLike,
+    *,
+    config: SweepConfig | None = None,
+    candidates: int = 1,
+    share: Iterable[int] | None = None,
+    worker: str = "main",
+    overwrite: bool = False,
     report: Callable[[Progress], None] = lambda progress: None,
     finished: Callable[[dict], None] = lambda record: None,
 ) -> list[dict]:
-    """Makes every job's asset and a page that shows them all; returns the `asset.json` records.
+    """Makes every job's asset that `out` does not hold yet; returns the rows of the ledger.
 
     Args:
-      recipe: How.
+      recipe: How; jobs override it.
       critic: By whose taste.
-      jobs: What.
-      out: Folder of the results: `NNNN-prompt/` for each asset and `index.html`.
+      jobs: What: all of the folder, whoever makes them.
+      out: Folder of the results.
+      config: How the engine runs.
+      candidates: Jobs in a row that are candidates for one asset: the best by the scorer gets a
+        mesh, the others keep their views.
+      share: The jobs, by index, that this call makes; all by default.
+      worker: Names the checkpoints of this call, among others that work on the same folder.
+      overwrite: Whether what the folder holds may be lost.
       report: Called after every block of steps.
-      finished: Called with the record of each asset when its files are written.
+      finished: Called, in another thread, with the record of each asset when its files are written.
 
     Raises:
-      ValueError: See `optimise`.
+      ValueError: The critic does not understand a prompt, a value does not fit the recipe, or the
+        folder holds another run.
       OSError: `out` cannot be written; found out before any work is done.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    probe = out / ".writable"
-    probe.touch()
-    probe.unlink()
-    finisher = Finisher(recipe)
-    started = time.perf_counter()
-    states = jax.block_until_ready(optimise(recipe, critic, jobs, report))
-    seconds = (time.perf_counter() - started) / len(jobs)
-    records, entries = [], []
-    for k, job in enumerate(jobs):
-        params = jax.tree.map(lambda x, k=k: x[k], states.params)
-        folder = out / gallery.slug(job.prompt, k)
-        about = {"steps": recipe.steps, "seconds": {"optimise": seconds}, "critic": critic.name}
-        record = finisher.write(params, job, folder, about)
-        records.append(record)
-        entries.append(
-            {
-                "folder": folder.name,
-                "prompt": job.prompt,
-                "seed": job.seed,
-                "metrics": record["metrics"],
-            }
+    config = SweepConfig() if config is None else config
+    assets = _Assets(recipe, critic, jobs, epath.Path(out), solid=candidates == 1)
+    _demand_scores(jobs, candidates)
+    _claim(assets, config, candidates, overwrite)
+    share = list(range(len(jobs)) if share is None else share)
+    todo = [k for k in share if not assets.is_finished(k)]
+    _sweep(assets, todo, config, worker, report, finished)
+    if candidates > 1:
+        _keep_best(assets, candidates, finished)
+    return _account(assets)
+
+
+class _Assets:
+    """The assets of a folder: how each is made and where it lies."""
+
+    def __init__(self, recipe, critic, jobs, out: epath.Path, solid: bool):
+        self.recipe, self.critic, self.jobs, self.out = recipe, critic, jobs, out
+        self.solid = solid
+        self.folders = [gallery.slug(job.prompt, k) for k, job in enumerate(jobs)]
+        # A wave of assets asks for its conditions twice: when it enters and when it moves on.
+        self._condition = lru_cache(256)(self._read)
+        for job in jobs:
+            own = job.recipe(recipe)
+            own.knobs_of(job.seed)
+            self._condition(job.prompt, own.negative)
+
+    def _read(self, prompt: str, negative: str):
+        return dataclasses.replace(self.recipe, negative=negative).condition(self.critic, prompt)
+
+    def task(self, index: int) -> Task:
+        """What the engine is told of an asset."""
+        job = self.jobs[index]
+        own = job.recipe(self.recipe)
+        ends = np.cumsum([stage.steps for stage in own.optimise.stages])
+        cond = self._condition(job.prompt, own.negative)
+        return Task(cond, own.knobs_of(job.seed), tuple(map(int, ends)))
+
+    def is_finished(self, index: int) -> bool:
+        """Whether its files are there."""
+        return (self.out / self.folders[index] / "asset.json").exists()
+
+
+def _claim(assets: _Assets, config: SweepConfig, candidates: int, overwrite: bool) -> None:
+    """Makes the folder this run's own, or raises `ValueError` if it is another's."""
+    what = (assets.recipe, assets.jobs, assets.critic.name, candidates)
+    identity = hashlib.sha256(repr((what, config.patience, config.tolerance)).encode()).hexdigest()
+    note = assets.out / "sweep.json"
+    if note.exists():
+        held = json.loads(note.read_text(encoding="utf-8"))
+        if held["identity"] != identity and not overwrite:
+            raise ValueError(
+                f"{assets.out} holds another run: {held['assets']} assets by {held['critic']}, or "
+                "with another recipe. Choose another --out, or lose what it holds by --overwrite"
+            )
+        if held["identity"] == identity:
+            return
+        for folder in (*held["folders"], "checkpoints"):
+            if (assets.out / folder).exists():
+                (assets.out / folder).rmtree()
+    assets.out.mkdir(parents=True, exist_ok=True)
+    about = {
+        "identity": identity,
+        "assets": len(assets.jobs),
+        "critic": assets.critic.name,
+        "recipe": dataclasses.asdict(assets.recipe),
+        "versions": versions(),
+        "folders": assets.folders,
+    }
+    note.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def _sweep(assets: _Assets, todo, config, worker, report, finished) -> None:
+    if not todo:
+        return
+    recipe, critic, folder = assets.recipe, assets.critic, assets.out / "checkpoints"
+    optimiser = asset.make(
+        recipe.representation(), critic.prior, recipe.guide(critic), recipe.optimise
+    )
+    sizes = [stage.size for stage in recipe.optimise.stages]
+    first = assets.task(todo[0])
+    state = jax.eval_shape(optimiser.init, first.knobs)
+    work = {
+        size: flops.count(
+            lambda *x, size=size: optimiser.step(*x, size), state, critic.params, *first[:2]
         )
-        gallery.write_gallery(out, entries)
-        finished(record)
-    return records
+        for size in set(sizes)
+    }
+    finisher = Finisher(recipe)
+    total = sum(assets.task(k).ends[-1] for k in todo)
+    taken = 0
+
+    def passed_on(outcome: Outcome):
+        finished(_write(assets, finisher, outcome, [work[size] for size in sizes]))
+
+    def told(block: engine.Report):
+        nonlocal taken
+        taken += block.steps
+        norms = [track.residual_norm for track in block.tracks]
+        report(Progress(taken, total, norms, block.finished))
+
+    # The assets of a batch are the same numbers either way; see `sparse.Plan.over`.
+    over = sparse.plan().over
+    sweep = engine.Sweep(optimiser, sizes, critic.params, assets.task, config, over)
+    checkpoints = Checkpoints(folder / worker, config.keep)
+    others = [Checkpoints(p, mine=False) for p in folder.iterdir() if p.name != worker]
+    engine.run(sweep, todo, passed_on, told, checkpoints, others)
+    checkpoints.close()
+    (folder / worker).rmtree()
+
+
+def _write(assets: _Assets, finisher: Finisher, outcome: Outcome, work: list[int]) -> dict:
+    """Writes the files of a finished asset and returns its record."""
+    track = outcome.track
+    job = assets.jobs[track.index]
+    begins = (0, *track.ends[:-1])
+    taken = [min(max(track.step - a, 0), b - a) for a, b in zip(begins, track.ends, strict=True)]
+    about = {
+        "index": track.index,
+        "prompt": job.prompt,
+        "seed": job.seed,
+        "steps": track.step,
+        "status": track.status,
+        "knobs": dict(job.knobs),
+        "critic": assets.critic.name,
+        "residual_norm": track.residual_norm,
+        "model_flops": sum(k * each for k, each in zip(taken, work, strict=True)),
+        "seconds": {"optimise": track.device_seconds},
+        "recipe": dataclasses.asdict(job.recipe(assets.recipe)),
+    }
+    with tempfile.TemporaryDirectory() as name:
+        local = Path(name)
+        record = finisher.write(outcome.params, local, about, assets.solid)
+        if not assets.solid:
+            weights.save_safetensors(outcome.params, local / PARAMS)
+        _publish(local, assets.out / assets.folders[track.index])
+    return record
+
+
+def _publish(local: Path, target: epath.Path) -> None:
+    """Copies files to where they belong, `asset.json` last and at once: it says all is there."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(local.iterdir()):
+        if path.name != "asset.json":
+            epath.Path(path).copy(target / path.name, overwrite=True)
+    fresh = target / "asset.json.new"
+    epath.Path(local / "asset.json").copy(fresh, overwrite=True)
+    fresh.replace(target / "asset.json")
+
+
+def _demand_scores(jobs: Sequence[Job], candidates: int) -> None:
+    if candidates < 1 or len(jobs) % candidates:
+        raise ValueError(f"candidates is {candidates}: each asset takes 1 or more")
+    for job in jobs:
+        if candidates > 1 and props.parse(job.prompt) is None:
+            raise ValueError(
+                f"candidates are compared by the scorer, which cannot read {job.prompt!r}: it "
+                "knows the words of the prop world only"
+            )
+
+
+def _keep_best(assets: _Assets, candidates: int, finished: Callable[[dict], None]) -> None:
+    """Gives the best candidate of each prompt its mesh, and marks all."""
+    finisher = Finisher(assets.recipe)
+    for first in range(0, len(assets.jobs), candidates):
+        folders = assets.folders[first : first + candidates]
+        records = ledger.records(assets.out, folders)
+        if len(records) < candidates:
+            continue  # another worker's, and still on its way
+        best = max(folders, key=lambda name: _merit(records[name]))  # the first among equals
+        for name in sorted(folders, key=lambda name: name != best):
+            target = assets.out / name
+            if not (target / PARAMS).exists():
+                continue
+            record = records[name] | {"best": name == best}
+            with tempfile.TemporaryDirectory() as local:
+                local = Path(local)
+                if name == best:
+                    params = _read_params(finisher, target, local)
+                    record = finisher.write(params, local, record, solid=True)
+                else:
+                    (local / "asset.json").write_text(json.dumps(record, indent=1) + "\n")
+                _publish(local, target)
+            (target / PARAMS).unlink()
+            finished(record)
+
+
+def _merit(record: dict) -> tuple[float, ...]:
+    metrics = record["metrics"]
+    whole = record["status"] != "nonfinite"
+    return (
+        whole,
+        *(metrics.get(name, 0.0) for name in ("r_precision", "name", "color", "azimuth")),
+    )
+
+
+def _read_params(finisher: Finisher, target: epath.Path, local: Path):
+    copy = local / PARAMS
+    (target / PARAMS).copy(copy, overwrite=True)
+    params = weights.load_tree(copy, jax.eval_shape(finisher.field.init, jax.random.key(0)))
+    copy.unlink()
+    return params
+
+
+def _account(assets: _Assets) -> list[dict]:
+    """Writes the ledger and the gallery of all that is finished by now; returns the rows."""
+    records = ledger.records(assets.out, assets.folders)
+    rows = [ledger.row(folder, record) for folder, record in records.items()]
+    ledger.write(assets.out, rows)
+    shown = [
+        {
+            "folder": folder,
+            "prompt": record["prompt"],
+            "seed": record["seed"],
+            "metrics": record["metrics"],
+            "knobs": {
+                "steps": str(record["steps"]),
+                "status": record["status"],
+                **{k: " to ".join(f"{x:g}" for x in v) for k, v in record["knobs"].items()},
+            },
+        }
+        for folder, record in records.items()
+        if record.get("best", True)
+    ]
+    gallery.write_gallery(assets.out, shown)
+    left = assets.out / "checkpoints"
+    if len(records) == len(assets.jobs) and left.exists():
+        left.rmtree()
+    return rows

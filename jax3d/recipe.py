@@ -58,7 +58,7 @@ class Pictures:
     size: int = 128
     """Side of the eight views and of the turntable, pixels."""
     frames: int = 24
-    """Frames of the turntable."""
+    """Frames of the turntable; 0 makes none."""
     elevation: float = 15.0
     """Degrees."""
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int, UInt
+from jaxtyping import Array, Float, UInt
 
 Params = Any
 """A pytree of arrays."""
@@ -188,7 +188,8 @@ class Knobs:
 class AssetState:
     """All that changes while one asset is optimised; what a checkpoint holds."""
 
-    step: Int[Array, "*A"]
+    step: Any
+    """int32 [*A], on a device, on the host, or a mere shape"""
     params: Params
     opt_state: Any
     guidance: Params = None

@@ -81,7 +81,7 @@ def _entry(out_dir, asset):
     folder = out_dir / asset["folder"]
     glb = folder / "mesh.glb"
     if glb.exists():
-        _write_mesh_script(glb)
+        write_mesh_script(glb)
     numbers = {"seed": asset.get("seed"), **asset.get("metrics", {})}
     return {
         "folder": asset["folder"],
@@ -93,8 +93,8 @@ def _entry(out_dir, asset):
     }
 
 
-def _write_mesh_script(glb):
-    """`mesh.js`: the bytes of `mesh.glb` for a page that may not read files."""
+def write_mesh_script(glb: Path) -> None:
+    """Writes `mesh.js`, the bytes of `mesh.glb` for a page that may not read files, beside it."""
     script = glb.with_suffix(".js")
     if script.exists() and script.stat().st_mtime_ns >= glb.stat().st_mtime_ns:
         return

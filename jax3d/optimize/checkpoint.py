@@ -1,0 +1,116 @@
+"""Checkpoints of running assets: asynchronous, atomic, and believed only if every byte is right.
+
+Orbax writes each checkpoint beside the others and renames it when it is whole, but it hands back a
+file with a flipped bit without a word, and fails on a truncated one while still naming it the
+latest. So every array carries a checksum, and a checkpoint that is damaged in any way is skipped
+for the one before it.
+
+States are stored as one flat dictionary of arrays `[n, ...]`, by the names of their leaves, on the
+host: what was saved on eight devices is read on one.
+"""
+
+import json
+import warnings
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+Json = Any
+
+
+class Checkpoints:
+    """The checkpoints in one folder, which may be a bucket's URL."""
+
+    def __init__(self, root: epath.PathLike, keep: int = 2, *, mine: bool = True):
+        """Opens the folder and makes it where it is missing; the newest `keep` are kept.
+
+        Where it is not `mine` but another process's, it is only read from.
+        """
+        self.root = epath.Path(root)
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._orbax = ocp.training.Checkpointer(
+            self.root,
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=mine,
+        )
+        self._pending = None
+
+    def steps(self) -> list[int]:
+        """The checkpoints that claim to be whole, oldest first."""
+        return sorted(int(p.name) for p in self.root.iterdir() if p.name.isdigit())
+
+    def save(self, states: Any, about: Json) -> None:
+        """Writes the next checkpoint in the background; waits for the one before.
+
+        Args:
+          states: A tree of arrays; they are copied to the host before this returns.
+          about: What belongs to it, as JSON.
+        """
+        self.wait()
+        arrays = {name: np.asarray(leaf) for name, leaf in _named(jax.device_get(states)).items()}
+        sums = {name: zlib.crc32(np.ascontiguousarray(x)) for name, x in arrays.items()}
+        note = json.dumps([about, sums])
+        step = 1 + max(self.steps(), default=0)
+        self._pending = self._orbax.save_checkpointables_async(
+            step,
+            {"states": arrays, "note": {"json": note, "sum": zlib.crc32(note.encode())}},
+            force=True,
+        )
+
+    def load(self, abstract: Callable[[Json], Any]) -> tuple[Any, Json] | None:
+        """The newest whole checkpoint as `(states, about)` with NumPy leaves; None without one.
+
+        A damaged one is told by a warning and passed over.
+
+        Args:
+          abstract: From `about`, the shapes and structure that the states must have, or None
+            where this checkpoint holds nothing of interest.
+        """
+        self.wait()
+        for step in reversed(self.steps()):
+            try:
+                return self._load(step, abstract)
+            except Exception as error:
+                # Whatever a damaged file makes of its reader, the one before may be whole.
+                warnings.warn(
+                    f"checkpoint {self.root / str(step)} is damaged and skipped: "
+                    f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+                    stacklevel=2,
+                )
+        return None
+
+    def _load(self, step: int, abstract: Callable[[Json], Any]) -> tuple[Any, Json] | None:
+        note = self._orbax.load_checkpointables(step, {"note": None})["note"]
+        if zlib.crc32(note["json"].encode()) != note["sum"]:
+            raise ValueError("its note does not match its checksum")
+        about, sums = json.loads(note["json"])
+        wanted = abstract(about)
+        if wanted is None:
+            return None
+        shapes = {name: np.empty(x.shape, x.dtype) for name, x in _named(wanted).items()}
+        arrays = self._orbax.load_checkpointables(step, {"states": shapes})["states"]
+        for name, wanted_sum in sums.items():
+            if zlib.crc32(np.ascontiguousarray(arrays[name])) != wanted_sum:
+                raise ValueError(f"{name} does not match its checksum")
+        leaves = [np.asarray(arrays[name]) for name in shapes]
+        return jax.tree.unflatten(jax.tree.structure(wanted), leaves), about
+
+    def wait(self) -> None:
+        """Waits until what was saved is on disk."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def close(self) -> None:
+        """Waits and lets go of the folder."""
+        self.wait()
+        self._orbax.close()
+
+
+def _named(tree: Any) -> Mapping[str, Any]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
