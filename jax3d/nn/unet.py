@@ -45,7 +45,7 @@ _FIXED = {
     "attention_type": ("default",),
     "class_embed_type": (None, "timestep", "identity", "projection", "simple_projection"),
     "cross_attention_norm": (None, "group_norm", "layer_norm"),
-    "downsample_padding": (1,),
+    "downsample_padding": (0, 1),
     "dropout": (0.0,),
     "dual_cross_attention": (False,),
     "encoder_hid_dim_type": (None, "text_proj"),
@@ -102,6 +102,7 @@ class UNet2DConditionModel(nn.Module):
     norm_eps: float = 1e-5
     act_fn: str = "silu"
     center_input_sample: bool = False
+    downsample_padding: int = 1
     conv_in_kernel: int = 3
     conv_out_kernel: int = 3
     flip_sin_to_cos: bool = True
@@ -281,7 +282,9 @@ class UNet2DConditionModel(nn.Module):
         kind = self.down_block_types[i]
         resnet = self._resnet(kind, self.block_out_channels[i])
         last = i == len(self.block_out_channels) - 1
-        downsample = resnet if _is_pixel(kind) else partial(Downsample2D, dtype=self.dtype)
+        # Without padding diffusers pads right and below, as the autoencoder does.
+        plain = partial(Downsample2D, self.downsample_padding == 0, self.dtype)
+        downsample = resnet if _is_pixel(kind) else plain
         return DownBlock2D(
             _at(self.layers_per_block, i),
             self._recomputed(resnet),

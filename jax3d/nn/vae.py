@@ -17,7 +17,6 @@ from jaxtyping import Array, Float
 from jax3d import weights
 from jax3d.nn.attention import conv, dense, group_norm
 from jax3d.nn.unet_blocks import (
-    ACTIVATIONS,
     DownBlock2D,
     Downsample2D,
     MidBlock2D,
@@ -189,7 +188,8 @@ def _middle(part: Encoder | Decoder) -> MidBlock2D:
 
 
 def _ends(x: Array, part: Encoder | Decoder) -> Array:
-    x = ACTIVATIONS[part.act](group_norm(part.groups, _EPSILON, "conv_norm_out")(x))
+    # Whatever act_fn is, diffusers has SiLU here.
+    x = nn.silu(group_norm(part.groups, _EPSILON, "conv_norm_out")(x))
     return conv(part.features, 3, part.dtype, "conv_out")(x)
 
 

@@ -1,5 +1,7 @@
 """Our networks against the official implementations, on the same weights."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,6 +69,20 @@ def test_sdxl_unet_with_its_added_conditions(tmp_path):
     assert_close(run_unet(write_network(tmp_path, "sdxl", "unet"), io, added)[0], io["out"])
 
 
+def test_downsampling_without_padding_is_padded_right_and_below(tmp_path):
+    io = vectors("sd15/unet_io")
+    net, params = unet.load(write_network(tmp_path, "sd15", "unet"))
+    net = unet.from_config(NETWORKS["sd15"]["unet"]["config"] | {"downsample_padding": 0})
+    x, t = nhwc(io["in_sample"])[:1, :4, :4], jnp.array([300])
+    run = jax.jit(partial(net.apply, capture_intermediates=True))
+    _, aside = run({"params": params}, x, t, io["in_encoder_hidden_states"][:1])
+    block = aside["intermediates"]["down_blocks_0"]
+    before, after = block["attentions_1"]["__call__"][0], block["downsamplers_0"]["__call__"][0]
+    conv = params["down_blocks_0"]["downsamplers_0"]["conv"]
+    corner = jnp.einsum("bhwc,hwcd->bd", before[:, 2:, 2:], conv["kernel"][:2, :2]) + conv["bias"]
+    np.testing.assert_allclose(after[:, 1, 1], corner, atol=1e-5)
+
+
 def test_pixel_unet_of_deepfloyds_blocks(tmp_path):
     io = vectors("deepfloyd/unet_io")
     assert_close(run_unet(write_network(tmp_path, "deepfloyd", "unet"), io)[0], io["out"])
@@ -113,6 +129,23 @@ def test_autoencoder(tmp_path):
         params, nhwc(io["in_latents"])
     )
     assert_close(decoded, io["decoded"])
+
+
+def test_the_autoencoders_last_activation_is_silu_whatever_the_others_are(tmp_path):
+    io = vectors("sd15/vae_io")
+    coder, params = vae.load(write_network(tmp_path, "sd15", "vae"))
+
+    def still(path, leaf):
+        return 0 * leaf if "conv2" in jax.tree_util.keystr(path) else leaf
+
+    # Without their second convolutions the residual layers' activations have no effect.
+    params = jax.tree.map_with_path(still, params)
+    z = nhwc(io["in_latents"])[:1, :4, :4]
+    images = [
+        jax.jit(partial(coder.clone(act_fn=act).apply, method="decode"))({"params": params}, z)
+        for act in ("silu", "relu")
+    ]
+    np.testing.assert_array_equal(*images)
 
 
 @pytest.mark.parametrize(
