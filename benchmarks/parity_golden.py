@@ -257,8 +257,9 @@ def check_ddim(folder: Path, io: Arrays, scale: float) -> Checks:
         x0, eps = diffusion.x0_and_eps(output, z, at.alpha, at.sigma, prediction)
         z = diffusion.ddim_step(x0, eps, at)
         trajectory.append(nchw(z))
-    # The errors of the steps before are multiplied by the guidance scale.
-    return {"timesteps": Check(np.asarray(grid.t), 0), "traj": Check(np.stack(trajectory), 1e-3)}
+    # Guidance makes latents of some tens.
+    trajectory = Check(np.stack(trajectory), 1e-4, True)
+    return {"timesteps": Check(np.asarray(grid.t), 0), "traj": trajectory}
 
 
 def check_stable_diffusion(split: Path, path: Path, io: Arrays) -> Checks:

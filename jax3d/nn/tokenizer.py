@@ -39,7 +39,9 @@ def load(folder: str | Path, length: int = 77, pad: str | None = None) -> Tokeni
         raise ValueError(
             f"{folder}: not the folder of a CLIP tokenizer, vocab.json and merges.txt ({error})"
         ) from error
-    merges = [tuple(line.split()) for line in lines if len(line.split()) == 2 and line[0] != "#"]
+    # Merges of "#" itself begin like the first line, a comment.
+    pairs = (line.split() for line in lines if not line.startswith("#version"))
+    merges = [tuple(pair) for pair in pairs if len(pair) == 2]
     start, end = vocab["<|startoftext|>"], vocab["<|endoftext|>"]
     pad_id = vocab[_pad_token(folder) if pad is None else pad]
     bpe = _byte_pairs(vocab, merges)

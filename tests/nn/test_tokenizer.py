@@ -40,6 +40,7 @@ def test_odd_strings(folder):
         "caf\u00e9 \u201cquotes\u201d": [15304, 257, 5808, 257],
         "&amp; x": [261, 343],
         "<|endoftext|> hi": [END, 1883],
+        "#\u2026 2#@a x": [12834, 273, 35062, 320, 343],
         "12345 3D": [272, 273, 274, 275, 276, 274, 323],
     }
     ids = tokenizer.load(folder)(list(expected))
