@@ -87,8 +87,8 @@ def generate(
       OSError: `out` cannot be written; found out before any work is done.
     """
     config = SweepConfig() if config is None else config
-    assets = _Assets(recipe, critic, jobs, epath.Path(out), solid=candidates == 1)
     _demand_scores(jobs, candidates)
+    assets = _Assets(recipe, critic, jobs, epath.Path(out), solid=candidates == 1)
     _claim(assets, config, candidates, overwrite)
     share = list(range(len(jobs)) if share is None else share)
     todo = [k for k in share if not assets.is_finished(k)]
@@ -274,7 +274,7 @@ def _keep_best(assets: _Assets, candidates: int, finished: Callable[[dict], None
 
 def _merit(record: dict) -> tuple[float, ...]:
     metrics = record["metrics"]
-    whole = record["status"] != "nonfinite"
+    whole = float(record["status"] != "nonfinite")
     return (
         whole,
         *(metrics.get(name, 0.0) for name in ("r_precision", "name", "color", "azimuth")),

@@ -25,7 +25,8 @@ def two_runs(tmp_path_factory):
     """The same command twice."""
     folders = [tmp_path_factory.mktemp(name) / "assets" for name in ("first", "second")]
     for out in folders:
-        cli.run_generate(cli.Generate(prompts=("a red chair", "a blue mug"), out=str(out), recipe=TINY))
+        prompts = ("a red chair", "a blue mug")
+        cli.run_generate(cli.Generate(prompts=prompts, out=str(out), recipe=TINY))
     return folders
 
 

@@ -150,3 +150,39 @@ def test_page_works_from_disk_in_a_browser(tmp_path):
     browse(url, tmp_path / "profile", f"--screenshot={shot}")
     red, green, blue = np.moveaxis(image.read_image(shot), -1, 0)
     assert ((red > 0.4) & (green < 0.3) & (blue < 0.3)).mean() > 0.01  # the tetrahedron's colour
+
+
+# Chooses in a page's own controls and leaves the cards for the dump to show.
+CHOOSE = """<script>
+const select = document.querySelector('select[name="guidance_scale"]');
+select.value = "=30";
+select.onchange();
+const sort = document.getElementById("sort");
+sort.value = "#psnr";
+sort.onchange();
+document.title = [...select.options].map((o) => o.textContent).join("|");
+</script></body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_five_thousand_assets_are_filtered_by_knob_and_sorted(tmp_path):
+    (tmp_path / "site").mkdir()
+    assets = [
+        {
+            "folder": f"{i:04d}-a-chair",
+            "prompt": f"chair {i}",
+            "metrics": {"psnr": float(5000 - i)},
+            "knobs": {"guidance_scale": ("7.5", "30", "100")[i % 3]} if i % 7 else {},
+        }
+        for i in range(5000)
+    ]
+    page = gallery.write_gallery(tmp_path / "site", assets)
+    page.write_text(page.read_text().replace("</body>", CHOOSE))
+    dom = browse(page.as_uri(), tmp_path / "profile", "--dump-dom")
+    choices = "Any guidance scale|guidance scale: the recipe's"
+    assert f"{choices}|guidance scale: 7.5|guidance scale: 30|guidance scale: 100<" in dom
+    shown = [int(n) for n in re.findall(r'title="chair (\d+)"', dom)]
+    wanted = [i for i in range(4999, -1, -1) if i % 7 and i % 3 == 1]
+    assert shown == wanted[: len(shown)]
+    assert 48 <= len(shown) < 400  # cards are made as the page is scrolled
+    assert f"{len(wanted)} of 5000 assets" in dom

@@ -11,13 +11,13 @@ the DOM as text only; folders are named by `slug` and checked.
 import base64
 import json
 import math
-import os
 import re
-import shutil
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NotRequired, TypedDict
+
+from etils import epath
 
 _HERE = Path(__file__).parent
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -37,6 +37,8 @@ class Asset(TypedDict):
     seed: NotRequired[int]
     metrics: NotRequired[dict[str, float]]
     """Numbers to show and to sort by."""
+    knobs: NotRequired[dict[str, str]]
+    """Settings to choose by, where they differ between assets."""
 
 
 def slug(prompt: str, index: int) -> str:
@@ -50,14 +52,14 @@ def slug(prompt: str, index: int) -> str:
 
 
 def write_gallery(
-    out_dir: str | os.PathLike, assets: Sequence[Asset], title: str = "jax3d assets"
-) -> Path:
+    out_dir: epath.PathLike, assets: Sequence[Asset], title: str = "jax3d assets"
+) -> epath.Path:
     """Write `index.html`, its `viewer/`, and `mesh.js` beside each `mesh.glb`; return the page.
 
     Call it again whenever assets were added: the page is written anew. Raises `ValueError` for a
     folder name that `slug` would not make, or one that appears twice.
     """
-    out_dir = Path(out_dir)
+    out_dir = epath.Path(out_dir)
     folders = [asset["folder"] for asset in assets]
     for folder in folders:
         if not _FOLDER.fullmatch(folder):
@@ -68,19 +70,22 @@ def write_gallery(
         raise ValueError("two assets share a folder; give each its own index in slug(prompt, i)")
     (out_dir / "viewer").mkdir(parents=True, exist_ok=True)
     for name in ("viewer.min.js", "LICENSE.three"):
-        shutil.copyfile(_HERE / "viewer" / name, out_dir / "viewer" / name)
+        epath.Path(_HERE / "viewer" / name).copy(out_dir / "viewer" / name, overwrite=True)
 
     page = (_HERE / "page.html").read_text(encoding="utf-8")
     data = {"title": title, "assets": [_entry(out_dir, asset) for asset in assets]}
     path = out_dir / "index.html"
-    path.write_text(page.replace("{{DATA}}", _script_json(data)), encoding="utf-8")
+    fresh = path.with_name("index.html.new")
+    fresh.write_text(page.replace("{{DATA}}", _script_json(data)), encoding="utf-8")
+    fresh.replace(path)
     return path
 
 
 def _entry(out_dir, asset):
     folder = out_dir / asset["folder"]
     glb = folder / "mesh.glb"
-    if glb.exists():
+    script = folder / "mesh.js"
+    if glb.exists() and not (script.exists() and script.stat().mtime > glb.stat().mtime):
         write_mesh_script(glb)
     numbers = {"seed": asset.get("seed"), **asset.get("metrics", {})}
     return {
@@ -88,18 +93,18 @@ def _entry(out_dir, asset):
         "prompt": asset["prompt"],
         # JSON has no NaN, and a metric that is none has nothing to sort by.
         "numbers": {k: v for k, v in numbers.items() if v is not None and math.isfinite(v)},
+        "knobs": asset.get("knobs", {}),
         "views": (folder / "views.png").exists(),
         "files": [name for name in _DOWNLOADS if (folder / name).exists()],
     }
 
 
-def write_mesh_script(glb: Path) -> None:
+def write_mesh_script(glb: epath.PathLike) -> None:
     """Writes `mesh.js`, the bytes of `mesh.glb` for a page that may not read files, beside it."""
+    glb = epath.Path(glb)
     script = glb.with_suffix(".js")
-    if script.exists() and script.stat().st_mtime_ns >= glb.stat().st_mtime_ns:
-        return
     encoded = base64.b64encode(glb.read_bytes()).decode()
-    script.write_text(f'window.jax3dMesh("{encoded}");\n', encoding="ascii")
+    script.write_text(f'window.jax3dMesh("{encoded}");\n', encoding="utf-8")
 
 
 def _script_json(data):
