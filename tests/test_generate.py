@@ -106,7 +106,7 @@ def test_a_finished_run_is_only_read_again(resumed, critic):
 
 def test_another_run_is_refused_or_overwrites(resumed, critic):
     out, *_ = resumed
-    with pytest.raises(ValueError, match="holds another run: 4 assets.*--overwrite"):
+    with pytest.raises(ValueError, match=r"holds another run: 4 assets.*--overwrite"):
         generate(TINY, critic, JOBS[:1], out)
     assert len(list(out.glob("*/mesh.glb"))) == 4
     generate(TINY, critic, JOBS[:1], out, overwrite=True)
@@ -127,7 +127,7 @@ def test_the_best_candidate_gets_the_mesh(tmp_path, critic):
     jobs = [Job("a red chair", seed) for seed in range(3)]
     records = []
     generate(TINY, critic, jobs, tmp_path, config=CONFIG, candidates=3, finished=records.append)
-    rows = list(csv.DictReader((tmp_path / "ledger.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "ledger.csv").read_text().splitlines()))
     merit = [[float(row[k]) for k in ("r_precision", "name", "color", "azimuth")] for row in rows]
     best = merit.index(max(merit))
     assert [row["best"] for row in rows] == [str(k == best) for k in range(3)]

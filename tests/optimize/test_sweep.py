@@ -43,7 +43,9 @@ def task(index):
     return Task(no_condition(), asset.knobs(index), (first, first + 9))
 
 
-def swept(indices, made=OPTIMISER, devices=1, checkpoints=None, finished=None, **config):
+def swept(
+    indices, made=OPTIMISER, devices=1, checkpoints=None, finished=None, report=None, **config
+):
     """The outcomes by index, and the reports."""
     outcomes, reports = {}, []
 
@@ -59,7 +61,7 @@ def swept(indices, made=OPTIMISER, devices=1, checkpoints=None, finished=None, *
         SweepConfig(**{"block": 5, **config}),
         devices=jax.devices()[:devices],
     )
-    sweep.run(this, indices, finished or keep, reports.append, checkpoints)
+    sweep.run(this, indices, finished or keep, report or reports.append, checkpoints)
     return outcomes, reports
 
 
@@ -219,59 +221,62 @@ def test_a_sweep_compiles_each_stage_once():
 
 
 KILLED = """
-import sys
+import os, signal, sys
 sys.path[:0] = [{tests!r}, {here!r}]
 from pathlib import Path
 import numpy as np
 import test_sweep as t
-out = Path(sys.argv[1])
-(out / "done").mkdir(exist_ok=True)
+
+out, left = Path(sys.argv[1]), int(sys.argv[2])
+
+def moment(*_):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 def finished(outcome):
-    path = out / "done" / f"{{outcome.track.index}}.npz"
+    moment()
+    path = out / f"{{outcome.track.index}}.npz"
     assert not path.exists(), "an asset came twice"
-    fresh = path.with_name("fresh.npz")
-    np.savez(fresh, *t.leaves(outcome))
+    fresh = out / "fresh"
+    with open(fresh, "wb") as file:
+        np.savez(file, *t.leaves(outcome))
     fresh.rename(path)
-    print("done", outcome.track.index, flush=True)
+    moment()
 
-left = [k for k in range(12) if not (out / "done" / f"{{k}}.npz").exists()]
+todo = [k for k in range(12) if not (out / f"{{k}}.npz").exists()]
 checkpoints = t.Checkpoints(out / "checkpoints")
-print("begin", flush=True)
-t.swept(left, slots=4, checkpoints=checkpoints, finished=finished, checkpoint_every=2, block=2)
+config = dict(slots=4, checkpoint_every=2, block=2)
+t.swept(todo, checkpoints=checkpoints, finished=finished, report=moment, **config)
 checkpoints.close()
-print("end", flush=True)
 """
 
 
-def run_until(out, lines):
-    """Runs the sweep in a process of its own and kills it after some lines of output."""
+def run_until(out, moments, cache):
+    """Runs the sweep in a process of its own that SIGKILL ends after so many moments."""
     here = Path(__file__).parent
     script = KILLED.format(tests=str(here.parent), here=str(here))
-    env = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(out)], stdout=subprocess.PIPE, text=True, env=env
-    )
-    with process:
-        said = []
-        for line in process.stdout:
-            said.append(line.strip())
-            if len(said) == lines:
-                process.send_signal(signal.SIGKILL)
-                break
-    return said, process.returncode
+    env = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    out.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", script, str(out), str(moments)]
+    return subprocess.run(command, env=env).returncode
 
 
 def test_a_killed_sweep_loses_nothing_and_does_nothing_twice(tmp_path):
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    killed.mkdir()
-    whole.mkdir()
-    for lines in (2, 5, 3):
-        assert run_until(killed, lines)[1] == -signal.SIGKILL
-    assert run_until(killed, None) and run_until(whole, None)
+    killed, whole, cache = tmp_path / "killed", tmp_path / "whole", tmp_path / "compiled"
+    # A moment is a block done, an asset about to be kept, or an asset kept.
+    moments = np.random.default_rng(5).integers(1, 16, 5)
+    for count in moments:
+        assert run_until(killed, count, cache) == -signal.SIGKILL
     for out in (killed, whole):
-        assert sorted(int(p.stem) for p in (out / "done").iterdir()) == list(range(12))
-    for path in (whole / "done").iterdir():
-        a, b = np.load(path), np.load(killed / "done" / path.name)
+        assert run_until(out, 0, cache) == 0
+    for k in range(12):
+        a, b = np.load(whole / f"{k}.npz"), np.load(killed / f"{k}.npz")
         for name in a.files:
             np.testing.assert_array_equal(a[name], b[name])
