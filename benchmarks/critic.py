@@ -22,6 +22,7 @@ from jax3d.data import prop_bank, prop_shapes, props
 from jax3d.finish import views_around
 from jax3d.metrics import scorer
 from jax3d.priors import props as embedded
+from jax3d.priors import sampling
 from jax3d.types import Camera
 
 
@@ -83,7 +84,7 @@ def main(args: Args) -> None:
         specs = choose(held_out, args.per_class)
         rows = {"ground truth": prop_bank.ground_truth(specs, 900, around, embedded.SIZE)}
         for mode in ("camera", "words", "text"):
-            sample = embedded.sampler(critic, mode, args.guidance_scale, args.steps)
+            sample = sampling.sampler(critic, mode, args.guidance_scale, args.steps)
             keys = jax.random.split(jax.random.key(0), len(specs))
             rows[mode] = np.stack(
                 [sample(k, props.caption(s), around) for k, s in zip(keys, specs, strict=True)]

@@ -21,6 +21,7 @@ from jax3d.finish import views_around
 from jax3d.manifest import Job
 from jax3d.optimize.sweep import SweepConfig
 from jax3d.priors import props as embedded
+from jax3d.priors import sampling
 from jax3d.priors.base import Critic
 from jax3d.priors.folder import open_prior
 from jax3d.recipe import Recipe
@@ -98,18 +99,24 @@ class Sweep(_Making):
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Draws 2D images from the embedded critic: one row a prompt, one column a view."""
+    """Draws 2D images from the critic alone: one row a prompt, one column a view."""
 
     prompts: tyro.conf.Positional[tuple[str, ...]] = ()
     out: Path = Path("samples.png")
-    mode: embedded.Mode = "camera"
-    """How the critic is asked: by the exact camera, by view words, or by the text alone."""
+    mode: sampling.Mode | None = None
+    """How the critic is asked: by the exact camera, by view words, or by the text alone. None: by
+    the camera where the critic is told it, else by the text."""
     views: int = 8
-    guidance_scale: float = 3.0
+    guidance_scale: float | None = None
+    """None: 3 for the embedded critic, 7.5 for others."""
+    method: sampling.Method = "ddim"
     steps: int = 40
+    negative: str = ""
+    """Negative prompt, in place of the unconditional one."""
     seed: int = 0
     prior: str = "embedded"
-    """"embedded", or the path of weights that `jax3d train prior` wrote."""
+    """The critic: "embedded", the path of weights that `jax3d train prior` wrote, or a Stable
+    Diffusion, MVDream or pixel-space folder in the official layout."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,12 +307,17 @@ def _split_cpu(devices: int | None, assets: int) -> None:
 def run_sample(command: Sample) -> None:
     """`jax3d sample`."""
     _demand_prompts(command.prompts)
-    critic = embedded.open_critic(
-        embedded.WEIGHTS if command.prior == "embedded" else command.prior
-    )
-    camera = views_around(command.views, 15.0)
-    sample = embedded.sampler(critic, command.mode, command.guidance_scale, command.steps)
+    critic = open_critic(command.prior)
+    console.print(f"critic: {critic.name}", markup=False)
+    scale = command.guidance_scale
+    if scale is None:
+        scale = 3.0 if critic.name == embedded.NAME else 7.5
+    camera = sampling.in_groups(views_around(command.views, 15.0), critic.prior.views)
+    sample = sampling.sampler(critic, command.mode, scale, command.steps, command.method)
     keys = jax.random.split(jax.random.key(command.seed), len(command.prompts))
-    rows = [sample(key, prompt, camera) for key, prompt in zip(keys, command.prompts, strict=True)]
+    rows = [
+        sample(key, prompt, camera, command.negative)
+        for key, prompt in zip(keys, command.prompts, strict=True)
+    ]
     image.write_png(command.out, image.contact_sheet(np.concatenate(rows), command.views))
     console.print(f"{len(rows)} prompts, {command.views} views each: {command.out}")

@@ -125,6 +125,27 @@ def write_usable(folder: Path, system: str) -> Path:
     return folder
 
 
+def write_pixels(folder: Path) -> dict[str, np.ndarray]:
+    """A folder of a pixel-space critic; returns its embeddings of "a cat" by wording."""
+    config = dict(NETWORKS["sd15"]["unet"]["config"], in_channels=3, out_channels=6)
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "config.json").write_text(json.dumps(config))
+    flat = tensors("sd15", "unet")
+    flat["conv_in.weight"] = flat["conv_in.weight"][:, :3].copy()
+    flat["conv_out.weight"] = np.concatenate([flat["conv_out.weight"]] * 2)[:6]
+    flat["conv_out.bias"] = np.concatenate([flat["conv_out.bias"]] * 2)[:6]
+    save_file(flat, folder / "unet" / "diffusion_pytorch_model.safetensors")
+    (folder / "scheduler").mkdir()
+    scheduler = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "epsilon"}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    views = ("side", "front", "back", "overhead")
+    texts = ["a cat", "<empty>", *(f"a cat, {view} view" for view in views)]
+    rng = np.random.default_rng(0)
+    known = {text: rng.standard_normal((7, 24)).astype(np.float16) for text in texts}
+    save_file(known, folder / "prompt_embeds.safetensors")
+    return known
+
+
 # torch.save's format, written without torch: a zip with a pickle that refers to raw storages.
 
 

@@ -25,6 +25,8 @@ class Prior(NamedTuple):
     """Side of the images that `encode` takes, pixels"""
     views: int = 1
     """Views that `denoise` looks at together: consecutive ones in its batch"""
+    reads_camera: bool = True
+    """Whether `denoise` looks at the camera"""
 
 
 class Critic(NamedTuple):

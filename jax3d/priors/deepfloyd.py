@@ -51,7 +51,7 @@ def pixel_prior(
         alpha, sigma = noise_level(alphas_cumprod, t, z_t.ndim)
         return x0_and_eps(output[..., : z_t.shape[-1]], z_t, alpha, sigma, prediction)[1]
 
-    return Prior(encode, decode, denoise, alphas_cumprod, unet.sample_size)
+    return Prior(encode, decode, denoise, alphas_cumprod, unet.sample_size, reads_camera=False)
 
 
 def embeddings_from_file(path: str | Path) -> Callable[[str, str], Condition]:

@@ -62,11 +62,15 @@ def open_prior(path: str, dtype: Any = jnp.float32) -> Critic:
 def read_schedule(folder: Path) -> tuple[Float[Array, " T"], diffusion.Prediction]:
     """abar and the kind of prediction from a `scheduler/` folder.
 
+    Where a schedule ends in nothing but noise, an estimate of eps would not tell the image; abar
+    is there what diffusers' Euler schedulers make of it, 2^-24.
+
     Raises:
       ValueError: the file is missing or asks for what is not supported.
     """
     config = read_config(folder / "scheduler_config.json")
-    return schedulers.alphas_cumprod(config), schedulers.prediction(config)
+    abar = jnp.maximum(schedulers.alphas_cumprod(config), 2.0**-24)
+    return abar, schedulers.prediction(config)
 
 
 def _local(path: str) -> Path:
@@ -140,7 +144,13 @@ def _mvdream_unet(
 def _mvdream(net, net_params, coder, coder_params, towers, source: Path) -> Critic:
     size = net.sample_size * 2 ** (len(coder.block_out_channels) - 1)
     prior = stable_diffusion.latent_prior(
-        mvdream.view_network(net), coder, diffusion.scaled_linear(), "eps", size, mvdream.VIEWS
+        mvdream.view_network(net),
+        coder,
+        diffusion.scaled_linear(),
+        "eps",
+        size,
+        mvdream.VIEWS,
+        reads_camera=True,
     )
     return Critic(
         prior,

@@ -45,4 +45,4 @@ def gaussian(size: int, alphas_cumprod: Float[Array, " T"] | None = None) -> Pri
         alpha, sigma = noise_level(abar, t, z_t.ndim)
         return sigma * (z_t - alpha * data.mean) / ((alpha * data.std) ** 2 + sigma**2)
 
-    return Prior(encode, decode, denoise, jnp.asarray(abar), size)
+    return Prior(encode, decode, denoise, jnp.asarray(abar), size, reads_camera=False)

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +17,16 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax3d import camera as cameras
-from jax3d import diffusion, prompts, weights
+from jax3d import diffusion, weights
 from jax3d.data import props
 from jax3d.nn.props_unet import PropsUNet, UNetConfig, WordTable
 from jax3d.priors.base import Critic, Prior
 from jax3d.types import Camera, Condition, Key, Params, TextCond
 
-Mode = Literal["camera", "words", "text"]
-"""How the critic is asked: by the exact camera, by view words, or by the caption alone."""
-
 SIZE = 64
 """Side of the images, pixels."""
+NAME = "embedded prop critic"
+"""Of the critic, for people."""
 WEIGHTS = Path(__file__).parent / "weights" / "props.safetensors"
 
 
@@ -187,45 +185,4 @@ def open_critic(path: Path | str = WEIGHTS) -> Critic:
     """
     params = load(path)
     prior = props_prior(read_config(Path(path)))
-    return Critic(prior, params, functools.partial(encode_text, params), "embedded prop critic")
-
-
-def sampler(critic: Critic, mode: Mode = "camera", guidance_scale: float = 3.0, steps: int = 40):
-    """A function `(key, prompt, Camera[v]) -> [v, 64, 64, 3]` in [0, 1] that draws by DDIM.
-
-    All views of a call start from one noise image, so that what differs is the view alone.
-    """
-    prior = critic.prior
-    grid = diffusion.grid(prior.alphas_cumprod, steps)
-
-    @jax.jit
-    def draw(params, key, text: TextCond, null: TextCond, camera: Camera):
-        shape = (len(camera.fovy), SIZE, SIZE, 3)
-        noise = jnp.broadcast_to(jax.random.normal(key, (1, *shape[1:])), shape)
-        both = jax.tree.map(lambda *x: jnp.concatenate(x), text, null)
-        told = jax.tree.map(lambda x: jnp.concatenate([x, x]), camera)
-
-        def denoise(z, t):
-            times = jnp.full((2 * len(z),), t)
-            eps = prior.denoise(
-                params, jnp.concatenate([z, z]), times, both, told if mode == "camera" else None
-            )
-            cond, uncond = jnp.split(eps, 2)
-            return diffusion.cfg(uncond, cond, guidance_scale)
-
-        z = diffusion.ddim(denoise, noise, grid, clip=1.0)
-        return jnp.clip(prior.decode(params, z), 0.0, 1.0)
-
-    def sample(key: Key, prompt: str, camera: Camera) -> Float[Array, "v 64 64 3"]:
-        cond = critic.encode_text(prompt, "")
-
-        def repeat(text):
-            return jax.tree.map(lambda x: jnp.broadcast_to(x, (len(camera.fovy), *x.shape)), text)
-
-        if mode == "words":
-            text = prompts.select(cond.text, prompts.hard_weights(camera))
-        else:
-            text = repeat(cond.plain)
-        return draw(critic.params, key, text, repeat(cond.null), camera)
-
-    return sample
+    return Critic(prior, params, functools.partial(encode_text, params), NAME)

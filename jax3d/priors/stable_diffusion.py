@@ -98,6 +98,7 @@ def latent_prior(
     prediction: Prediction,
     size: int,
     views: int = 1,
+    reads_camera: bool = False,
 ) -> Prior:
     """A critic of latents; its weights are `{"unet": ..., "vae": ...}`.
 
@@ -111,6 +112,7 @@ def latent_prior(
       prediction: what the network predicts.
       size: side of the images, pixels.
       views: images that the network looks at together.
+      reads_camera: whether the network looks at the camera.
     """
 
     def encode(params, key: Key, rgb: Float[Array, "v H W 3"]) -> Float[Array, "v h w z"]:
@@ -135,7 +137,7 @@ def latent_prior(
         alpha, sigma = noise_level(alphas_cumprod, t, z_t.ndim)
         return x0_and_eps(output, z_t, alpha, sigma, prediction)[1]
 
-    return Prior(encode, decode, denoise, alphas_cumprod, size, views)
+    return Prior(encode, decode, denoise, alphas_cumprod, size, views, reads_camera)
 
 
 def fit_rgb_to_latents(vae: AutoencoderKL, params: Params) -> Float[Array, "4 z"]:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from jax3d import camera as cameras
-from jax3d import generate
 from jax3d.data import props
 from jax3d.nn.props_unet import UNetConfig, _patch, _unpatch
 from jax3d.priors import props as critic
@@ -125,17 +124,3 @@ def test_shipped_weights_are_small_and_load():
     assert critic.WEIGHTS.stat().st_size < 16e6
     loaded = critic.load()
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(loaded))
-
-
-def test_sampling_is_a_function_of_its_key(params):
-    prior = critic.props_prior(TINY)
-    mine = critic.Critic(
-        prior, params, lambda prompt, negative: critic.encode_text(params, prompt, negative), "tiny"
-    )
-    around = generate.views_around(2, 10.0)
-    sample = critic.sampler(mine, "words", steps=2)
-    a, b = (sample(jax.random.key(3), "a red chair", around) for _ in range(2))
-    assert a.shape == (2, 64, 64, 3)
-    np.testing.assert_array_equal(a, b)
-    assert float(a.min()) >= 0.0
-    assert float(a.max()) <= 1.0

@@ -1,0 +1,131 @@
+"""Pictures from a critic alone, by the samplers of `diffusion.py`: what it knows before any 3D.
+
+Letters: v views, S side of the critic's pictures.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jax3d import diffusion, prompts
+from jax3d.diffusion import Grid
+from jax3d.priors.base import Critic
+from jax3d.types import Camera, Key, TextCond
+
+Mode = Literal["camera", "words", "text"]
+"""How a critic is asked: by the exact camera, by view words, or by the text alone."""
+
+Method = Literal["ddim", "ddpm", "euler"]
+
+Sample = Callable[..., Float[Array, "v S S 3"]]
+"""`sample(key, prompt, Camera[v], negative="") -> rgb` in [0, 1]."""
+
+
+def sampler(
+    critic: Critic,
+    mode: Mode | None = None,
+    guidance_scale: float = 3.0,
+    steps: int = 40,
+    method: Method = "ddim",
+) -> Sample:
+    """A function that draws pictures; it compiles once for each number of views.
+
+    Views of one call that are asked by their cameras or words start from one noise image, so that
+    what differs is the view alone, unless the critic looks at several together, which were trained
+    on noise of their own.
+
+    Args:
+      critic: whose pictures.
+      mode: how it is asked; None is by the camera where the critic is told it, else by the text.
+      guidance_scale: of classifier-free guidance in the standard form.
+      steps: calls of the critic.
+      method: "ddim", "ddpm" or "euler".
+
+    Raises:
+      ValueError: the critic is not told cameras, or `steps` does not fit its schedule; from the
+        returned function: it cannot read the prompt, or views are not in the critic's groups.
+    """
+    prior = critic.prior
+    if mode is None:
+        mode = "camera" if prior.reads_camera else "text"
+    if mode == "camera" and not prior.reads_camera:
+        raise ValueError("this critic is not told cameras: ask it by words or by the text")
+    grid, eta = _path(prior.alphas_cumprod, steps, method)
+    one_noise = mode != "text" and prior.views == 1
+
+    @jax.jit
+    def draw(params, key: Key, text: TextCond, null: TextCond, camera: Camera):
+        views = len(camera.fovy)
+        rgb = jax.ShapeDtypeStruct((views, prior.size, prior.size, 3), jnp.float32)
+        shape = jax.eval_shape(prior.encode, params, key, rgb).shape
+        start = (1, *shape[1:]) if one_noise else shape
+        noise = jnp.broadcast_to(jax.random.normal(key, start), shape)
+        both = jax.tree.map(lambda *x: jnp.concatenate(x), text, null)
+        told = jax.tree.map(lambda x: jnp.concatenate([x, x]), camera)
+
+        def denoise(z, t):
+            times = jnp.full((2 * len(z),), t)
+            eps = prior.denoise(
+                params, jnp.concatenate([z, z]), times, both, told if mode == "camera" else None
+            )
+            cond, uncond = jnp.split(eps, 2)
+            return diffusion.cfg(uncond, cond, guidance_scale)
+
+        # Latents have no bounds, pixels in [-1, 1] do.
+        clip = 1.0 if shape == rgb.shape else None
+        fresh = jax.random.fold_in(key, 1) if eta > 0 else None
+        z = diffusion.ddim(denoise, noise, grid, eta=eta, key=fresh, clip=clip)
+        return jnp.clip(prior.decode(params, z), 0.0, 1.0)
+
+    def sample(
+        key: Key, prompt: str, camera: Camera, negative: str = ""
+    ) -> Float[Array, "v S S 3"]:
+        views = len(camera.fovy)
+        if views % prior.views:
+            raise ValueError(
+                f"views={views}: this critic looks at {prior.views} together; take a multiple"
+            )
+        cond = critic.encode_text(prompt, negative)
+
+        def repeat(text):
+            return jax.tree.map(lambda x: jnp.broadcast_to(x, (views, *x.shape)), text)
+
+        if mode == "words":
+            text = prompts.select(cond.text, prompts.hard_weights(camera))
+        else:
+            text = repeat(cond.plain)
+        return draw(critic.params, key, text, repeat(cond.null), camera)
+
+    return sample
+
+
+def _path(abar: Float[Array, " T"], steps: int, method: Method) -> tuple[Grid, float]:
+    """The noise levels to visit, and the share of noise drawn afresh at each."""
+    match method:
+        case "ddim":
+            return diffusion.grid(abar, steps), 0.0
+        case "ddpm":
+            return diffusion.grid(abar, steps), 1.0
+        case "euler":
+            # Critics are asked at whole timesteps.
+            t = np.round(diffusion.timesteps(len(abar), steps, "linspace")).astype(np.int32)
+            return diffusion.ratio_grid(diffusion.noise_ratios(abar)[t], t), 0.0
+
+
+def in_groups(camera: Camera, group: int) -> Camera:
+    """Cameras evenly spaced on a circle, reordered so that every `group` go all around it.
+
+    Raises:
+      ValueError: their number is no multiple of the group.
+    """
+    views = len(camera.fovy)
+    if views % group:
+        raise ValueError(
+            f"views={views}: this critic looks at {group} together; take a multiple of {group}"
+        )
+    order = np.arange(views).reshape(group, -1).T.ravel()
+    return jax.tree.map(lambda x: x[order], camera)
