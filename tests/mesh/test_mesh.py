@@ -155,6 +155,35 @@ def test_simplification_keeps_the_budget_and_the_shape(budget):
     np.testing.assert_allclose(radius, RADIUS, rtol=0.06)
 
 
+def test_a_frayed_surface_is_seen_coarser_and_at_last_given_a_larger_budget(monkeypatch):
+    asked = []
+
+    def refuse_thrice(mesh, faces):
+        asked.append((len(mesh.faces), faces))
+        if len(asked) < 4:
+            raise ValueError("no budget keeps it closed")
+        return simplify(mesh, faces)
+
+    simplify = meshing.simplify
+    monkeypatch.setattr(meshing, "simplify", refuse_thrice)
+    config = meshing.MeshConfig(resolution=48, faces=200, texture=32, chunk=CHUNK)
+    mesh = meshing.build(sphere, lambda x: np.full(x.shape, 0.5), 1.0, config)
+    assert [faces for _, faces in asked] == [200, 200, 400, 800]
+    full, *coarser = [found for found, _ in asked]
+    assert all(found < 0.4 * full for found in coarser)
+    assert 400 < len(mesh.faces) <= 800
+
+
+def test_a_surface_that_is_never_closed_is_told(monkeypatch):
+    def refuse(mesh, faces):
+        raise ValueError("no budget keeps it closed")
+
+    monkeypatch.setattr(meshing, "simplify", refuse)
+    config = meshing.MeshConfig(resolution=32, faces=200, texture=32, chunk=CHUNK)
+    with pytest.raises(ValueError, match="no budget keeps it closed"):
+        meshing.build(sphere, lambda x: np.full(x.shape, 0.5), 1.0, config)
+
+
 def test_is_closed_sees_holes_flips_and_fins():
     mesh = extract(sphere, resolution=12)
     assert is_closed(mesh)
