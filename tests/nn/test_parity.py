@@ -164,16 +164,30 @@ def test_text_towers(tmp_path, system, part):
         assert_close(out.pooled, io["pooler_output"])
 
 
-def test_bfloat16_keeps_the_direction_of_the_prediction(tmp_path):
-    io = vectors("sd21/unet_io")
-    folder = write_network(tmp_path, "sd21", "unet")
-    net, params = unet.load(folder, jnp.bfloat16)
+@pytest.mark.parametrize(
+    "system",
+    [pytest.param(name, marks=pytest.mark.slow) for name in ("sd15", "sdxl", "mvdream")] + ["sd21"],
+)
+def test_bfloat16_keeps_the_direction_of_the_residual(tmp_path, system):
+    io = vectors(f"{system}/unet_io")
+    added, labels = None, None
+    if system == "mvdream":
+        config = NETWORKS["mvdream"]["unet"]["config"]
+        net = unet.from_config(ldm.unet_config(config)).clone(views=4, dtype=jnp.bfloat16)
+        renamed = ldm.unet_names(tensors("mvdream", "unet"), config["num_res_blocks"])
+        params = weights.to_flax(renamed, unet.abstract_params(net))
+        z, t, context = io["in_x"], io["in_timesteps"], io["in_context"]
+        labels = io["in_camera"]
+    else:
+        net, params = unet.load(write_network(tmp_path, system, "unet"), jnp.bfloat16)
+        z, t, context = io["in_sample"], io["in_timestep"], io["in_encoder_hidden_states"]
+        if system == "sdxl":
+            added = unet.AddedConditions(io["in_added_text_embeds"], io["in_added_time_ids"])
     assert params["conv_in"]["kernel"].dtype == jnp.bfloat16
     assert params["conv_norm_out"]["scale"].dtype == jnp.float32
-    x, t = nhwc(io["in_sample"]), jnp.asarray(io["in_timestep"])
-    out = jax.jit(net.apply)({"params": params}, x, t, io["in_encoder_hidden_states"])
-    residual = np.moveaxis(np.asarray(out), -1, 1).ravel() - io["in_sample"].ravel()
-    exact = io["out"].ravel() - io["in_sample"].ravel()
+    out = jax.jit(net.apply)({"params": params}, nhwc(z), jnp.asarray(t), context, labels, added)
+    residual = np.moveaxis(np.asarray(out), -1, 1).ravel() - z.ravel()
+    exact = io["out"].ravel() - z.ravel()
     cosine = residual @ exact / np.linalg.norm(residual) / np.linalg.norm(exact)
     assert 0.999 <= cosine < 1 - 1e-9
 

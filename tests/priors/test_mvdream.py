@@ -10,6 +10,7 @@ from jax3d import weights
 from jax3d.camera import orbit
 from jax3d.nn import ldm, unet
 from jax3d.priors import mvdream
+from jax3d.priors.stable_diffusion import text_network
 from jax3d.types import TextCond
 
 TO_BLENDER = np.array([[1, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
@@ -37,16 +38,22 @@ def test_our_cameras_are_theirs_a_quarter_turn_on_at_distance_one():
     np.testing.assert_allclose(ours, mvdream.orbit_vectors(4, 0.2, 0.3 + np.pi / 2), atol=1e-6)
 
 
-def test_permuted_views_permute_the_output():
+@pytest.fixture(scope="module")
+def critic():
+    """The network for four views, its weights, and a question: z, t, text and cameras."""
     config = NETWORKS["mvdream"]["unet"]["config"]
     net = unet.from_config(ldm.unet_config(config)).clone(views=4)
     renamed = ldm.unet_names(tensors("mvdream", "unet"), config["num_res_blocks"])
     params = weights.to_flax(renamed, unet.abstract_params(net))
-    network = jax.jit(mvdream.view_network(net))
     z = jax.random.normal(jax.random.key(0), (4, 4, 4, 4))
     text = TextCond(jax.random.normal(jax.random.key(1), (4, 7, 24)))
     camera = orbit(jnp.arange(4.0), jnp.full(4, 0.2), 2.0, 0.7)
-    t = jnp.full(4, 400)
+    return net, params, (z, jnp.full(4, 400), text, camera)
+
+
+def test_permuted_views_permute_the_output(critic):
+    net, params, (z, t, text, camera) = critic
+    network = jax.jit(mvdream.view_network(net))
     out = network(params, z, t, text, camera)
     order = jnp.array([2, 0, 3, 1])
     moved = network(params, *jax.tree.map(lambda x: x[order], (z, t, text, camera)))
@@ -54,3 +61,19 @@ def test_permuted_views_permute_the_output():
     # Views do look at each other: another neighbour, another answer.
     other = network(params, z.at[3].add(1.0), t, text, camera)
     assert jnp.abs(other[0] - out[0]).max() > 1e-3
+
+
+def test_one_view_is_the_2d_model(critic):
+    net, params, (z, t, text, camera) = critic
+    alone = net.clone(views=1)
+    # Stable Diffusion 2.1 is the same network without an embedding of cameras.
+    plain = alone.clone(class_embed_type=None, projection_class_embeddings_input_dim=None)
+    bare = {k: v for k, v in params.items() if k != "class_embedding"}
+    flat = jax.jit(text_network(plain, 32))(bare, z, t, text, None)
+    untold = jax.jit(mvdream.view_network(alone))(params, z, t, text, None)
+    np.testing.assert_allclose(untold, flat, atol=1e-5)
+    # Four views of which each sees the same attend as one does: copies share out the softmax.
+    same = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), (z, t, text, camera))
+    four = jax.jit(mvdream.view_network(net))(params, *same)
+    one = jax.jit(mvdream.view_network(alone))(params, *jax.tree.map(lambda x: x[:1], same))
+    np.testing.assert_allclose(four, jnp.broadcast_to(one, four.shape), atol=2e-5)

@@ -9,9 +9,12 @@ import pytest
 from checkpoints import NETWORKS, vectors, write_network
 
 from jax3d import diffusion
+from jax3d.camera import orbit
+from jax3d.guidance.sds import sds
 from jax3d.nn import unet, vae
+from jax3d.optimize import asset
 from jax3d.priors import stable_diffusion as sd
-from jax3d.types import TextCond
+from jax3d.types import Condition, Render, TextCond
 
 ABAR = diffusion.scaled_linear()
 
@@ -136,3 +139,38 @@ def test_assets_fold_into_the_batch_and_share_the_weights():
     assert all(re.search(r"\(tensor<10x\d+x\d+x\d+xf32>, tensor<[13]x", c) for c in convolutions)
     assert "tensor<5x3x3x" not in many
     assert many.count("stablehlo.dot_general") == one.count("stablehlo.dot_general")
+
+
+def test_a_step_of_many_assets_is_one_batch():
+    """All of an SDS step, encoder and its gradient included: as many convolutions as for one."""
+    net = unet.from_config(NETWORKS["sd15"]["unet"]["config"])
+    coder = vae.from_config(NETWORKS["sd15"]["vae"]["config"])
+    params = {"unet": unet.abstract_params(net), "vae": vae.abstract_params(coder)}
+    prior = sd.latent_prior(sd.text_network(net, 32), coder, ABAR, "eps", 32)
+    guidance = sds(prior)
+    camera = orbit(jnp.arange(2.0), 0.2, 2.0, 0.7)
+
+    def gradient(rgb, params, tokens, seed):
+        cond = Condition(TextCond(tokens), TextCond(tokens[0]))
+        knobs = asset.knobs(0)
+
+        def loss(rgb):
+            alpha = jnp.ones(rgb.shape[:-1])
+            render = Render(rgb, alpha, alpha, rgb, alpha)
+            return guidance.loss(params, jax.random.key(seed), 0, render, camera, cond, knobs)[0]
+
+        return jax.grad(loss)(rgb)
+
+    def lowered(*assets):
+        rgb = jax.ShapeDtypeStruct((*assets, 2, 32, 32, 3), jnp.float32)
+        tokens = jax.ShapeDtypeStruct((*assets, 4, 7, 24), jnp.float32)
+        seed = jax.ShapeDtypeStruct(assets, jnp.uint32)
+        f = jax.vmap(gradient, in_axes=(0, None, 0, 0)) if assets else gradient
+        return jax.jit(f).lower(rgb, params, tokens, seed).as_text()
+
+    one, many = lowered(), lowered(5)
+    assert many.count("stablehlo.convolution") == one.count("stablehlo.convolution") > 50
+    # The UNet sees 5 assets x 2 views x (text, null), the encoder 5 x 2, and no weight is copied.
+    batches = re.findall(r"stablehlo\.convolution.*?\(tensor<(\d+)x", many)
+    assert set(batches) == {"20", "10"}
+    assert "tensor<5x3x3x" not in many
