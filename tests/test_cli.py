@@ -1,5 +1,6 @@
 """The command: what it writes, and how it answers mistakes."""
 
+import csv
 import dataclasses
 import json
 
@@ -81,6 +82,10 @@ def run(capsys, *argv):
         (["generate", "a red chair", "--config", "nowhere.py"], "nowhere.py"),
         (["generate", "a red chair", "--prior", "nowhere.safetensors"], "nowhere"),
         (["generate", "a red chair", "--out", "/proc/nowhere"], "/proc/nowhere"),
+        (["generate", "a red chair", "--candidates", "0"], "candidates is 0"),
+        (["generate", "a red chair", "--cpu-devices", "0"], "cpu-devices is 0"),
+        (["sweep"], "no manifest"),
+        (["sweep", "nowhere.jsonl"], "nowhere.jsonl"),
         (["sample"], "no prompt"),
     ],
 )
@@ -90,6 +95,21 @@ def test_mistakes_end_in_one_line_and_code_two(capsys, argv, message):
     assert err.startswith("jax3d: ")
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_a_sweep_tells_what_it_cost(capsys, tmp_path):
+    manifest = tmp_path / "props.csv"
+    manifest.write_text("prompt,steps,guidance_scale\na red chair,2,5\n")
+    command = cli.Sweep(
+        manifest=str(manifest), out=str(tmp_path / "out"), recipe=TINY, dollars_per_hour=3600.0
+    )
+    cli.run_sweep(command)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "assets/h" in told
+    assert "1 assets (1 done); an asset:" in told
+    assert "dollars" in told
+    (line,) = csv.DictReader((tmp_path / "out" / "ledger.csv").read_text().splitlines())
+    assert (line["steps"], line["guidance_scale"]) == ("2", "5")
 
 
 def test_a_corrupt_weight_file_is_told(capsys, tmp_path):
