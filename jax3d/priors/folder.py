@@ -104,12 +104,25 @@ def _towers(folder: Path, dtype: Any) -> stable_diffusion.TextTowers:
     return towers
 
 
+def _demand_width(net: unet.UNet2DConditionModel, towers, source: Path) -> None:
+    """Raises where the denoiser was made for other text towers than lie beside it."""
+    width = net.encoder_hid_dim or net.cross_attention_dim
+    width = width[0] if isinstance(width, tuple) else width
+    given = sum(tower.config.hidden_size for tower, _, _ in towers)
+    if given != width:
+        raise ValueError(
+            f"{source}: the UNet reads text embeddings of width {width}, its text encoders make "
+            f"{given}: the folder mixes parts of different models"
+        )
+
+
 def _open_stable_diffusion(folder: Path, config: dict[str, Any], dtype: Any) -> Critic:
     net, net_params = unet.load(folder / "unet", dtype)
     coder, coder_params = vae.load(folder / "vae")
     abar, prediction = read_schedule(folder / "scheduler")
     size = net.sample_size * 2 ** (len(coder.block_out_channels) - 1)
     towers = _towers(folder, dtype)
+    _demand_width(net, towers, folder)
     network = stable_diffusion.text_network(net, size)
     kind = "Stable Diffusion XL" if config.get("addition_embed_type") else "Stable Diffusion"
     return Critic(
@@ -142,6 +155,7 @@ def _mvdream_unet(
 
 
 def _mvdream(net, net_params, coder, coder_params, towers, source: Path) -> Critic:
+    _demand_width(net, towers, source)
     size = net.sample_size * 2 ** (len(coder.block_out_channels) - 1)
     prior = stable_diffusion.latent_prior(
         mvdream.view_network(net),

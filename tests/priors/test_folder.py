@@ -18,9 +18,11 @@ from checkpoints import (
     write_network,
     write_pixels,
     write_torch,
+    write_usable,
 )
 from safetensors.numpy import save_file
 
+from jax3d import weights
 from jax3d.nn import unet, vae
 from jax3d.priors.folder import open_prior, read_schedule
 
@@ -32,7 +34,7 @@ def z_shape(critic):
 
 
 def test_stable_diffusion(tmp_path):
-    critic = open_prior(str(write_folder(tmp_path, "sd15")))
+    critic = open_prior(str(write_usable(tmp_path, "sd15")))
     assert critic.name == f"Stable Diffusion, 64 px, eps-prediction, from {tmp_path}"
     assert critic.prior.views == 1
     assert z_shape(critic) == (4, 16, 16, 4)
@@ -47,15 +49,11 @@ def test_stable_diffusion(tmp_path):
 
 
 def test_v_prediction_comes_from_the_scheduler(tmp_path):
-    assert "v-prediction" in open_prior(str(write_folder(tmp_path, "sd21"))).name
+    assert "v-prediction" in open_prior(str(write_usable(tmp_path, "sd21"))).name
 
 
 def test_stable_diffusion_xl_has_two_towers(tmp_path):
-    folder = write_folder(tmp_path, "sdxl")
-    (folder / "scheduler").mkdir()
-    scheduler = json.dumps(NETWORKS["sd15"]["scheduler"])
-    (folder / "scheduler" / "scheduler_config.json").write_text(scheduler)
-    critic = open_prior(str(folder), jnp.bfloat16)
+    critic = open_prior(str(write_usable(tmp_path, "sdxl")), jnp.bfloat16)
     assert critic.name.startswith("Stable Diffusion XL")
     assert critic.params["unet"]["conv_in"]["kernel"].dtype == jnp.bfloat16
     assert critic.params["vae"]["quant_conv"]["kernel"].dtype == jnp.float32
@@ -66,14 +64,7 @@ def test_stable_diffusion_xl_has_two_towers(tmp_path):
 
 @pytest.fixture(scope="module")
 def mvdream_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("mvdream")
-    write_folder(folder, "mvdream")
-    for part in ("vae", "text_encoder", "tokenizer"):
-        source = tmp_path_factory.getbasetemp() / "sd15-parts"
-        if not source.exists():
-            write_folder(source, "sd15")
-        (source / part).rename(folder / part)
-    return folder
+    return write_usable(tmp_path_factory.mktemp("mvdream"), "mvdream")
 
 
 def test_mvdream_folders_of_both_conversions(mvdream_folder):
@@ -81,7 +72,7 @@ def test_mvdream_folders_of_both_conversions(mvdream_folder):
     assert critic.name.startswith("MVDream, 4 views of 128 px")
     assert critic.prior.views == 4
     file = mvdream_folder / "unet" / "diffusion_pytorch_model.safetensors"
-    save_file({f"unet.{k}": v for k, v in tensors("mvdream", "unet").items()}, file)
+    save_file({f"unet.{k}": np.array(v) for k, v in weights.load(file).items()}, file)
     other = open_prior(str(mvdream_folder))
     assert jax.tree.all(jax.tree.map(np.array_equal, critic.params, other.params))
 
@@ -316,6 +307,10 @@ def break_tower(folder):
     return "no weights in .*text_encoder"
 
 
+def break_widths(folder):
+    return "reads text embeddings of width 24, its text encoders make 32"
+
+
 def break_scheduler(folder):
     (folder / "scheduler" / "scheduler_config.json").unlink()
     return r"scheduler_config\.json is missing"
@@ -333,6 +328,7 @@ def break_scheduler(folder):
         break_coverage,
         break_tower,
         break_scheduler,
+        break_widths,
     ],
 )
 def test_bad_folders_say_what_is_wrong(tmp_path, damage):
