@@ -6,9 +6,10 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
@@ -32,6 +33,8 @@ from jax3d.train.scorer import train as train_scorer
 
 console = Console()
 
+Dtype = Literal["float32", "bfloat16"]
+
 
 @dataclasses.dataclass(frozen=True)
 class _Making:
@@ -50,6 +53,8 @@ class _Making:
     prior: str = "embedded"
     """The critic: "embedded", the path of weights that `jax3d train prior` wrote, or a Stable
     Diffusion or MVDream folder in the official layout."""
+    dtype: Dtype = "float32"
+    """Of a critic from disk: its weights and arithmetic, save norms, softmax and autoencoder."""
     overwrite: bool = False
     """Lose the other run that OUT holds."""
     cpu_devices: int | None = None
@@ -117,6 +122,8 @@ class Sample:
     prior: str = "embedded"
     """The critic: "embedded", the path of weights that `jax3d train prior` wrote, or a Stable
     Diffusion, MVDream or pixel-space folder in the official layout."""
+    dtype: Dtype = "float32"
+    """Of a critic from disk."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,14 +204,14 @@ def _parse(argv: list[str]):
     return parsed.network if isinstance(parsed, Train) else parsed
 
 
-def open_critic(prior: str) -> Critic:
-    """The critic that `--prior` names."""
+def open_critic(prior: str, dtype: Dtype = "float32") -> Critic:
+    """The critic that `--prior` names; `dtype` is for critics from disk."""
     if prior == "embedded":
         return embedded.open_critic()
     path = Path(prior)
     if path.suffix == ".safetensors" and path.with_suffix(".json").exists():
         return embedded.open_critic(path)
-    return open_prior(prior)
+    return open_prior(prior, jnp.dtype(dtype))
 
 
 def _demand_prompts(prompts: tuple[str, ...]) -> None:
@@ -240,7 +247,7 @@ def run_sweep(command: Sweep) -> None:
 def _make(command: _Making, jobs: list[Job], **options) -> list[dict]:
     """Makes the jobs and shows how it goes; returns the rows of the ledger."""
     _split_cpu(command.cpu_devices, len(jobs))
-    critic = open_critic(command.prior)
+    critic = open_critic(command.prior, command.dtype)
     console.print(f"critic: {critic.name}", markup=False)
     started = time.perf_counter()
     columns = (
@@ -307,7 +314,7 @@ def _split_cpu(devices: int | None, assets: int) -> None:
 def run_sample(command: Sample) -> None:
     """`jax3d sample`."""
     _demand_prompts(command.prompts)
-    critic = open_critic(command.prior)
+    critic = open_critic(command.prior, command.dtype)
     console.print(f"critic: {critic.name}", markup=False)
     scale = command.guidance_scale
     if scale is None:
