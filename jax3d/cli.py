@@ -15,8 +15,8 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jax3d import cluster, image, ledger, manifest
 from jax3d import generate as generation
-from jax3d import image, ledger, manifest
 from jax3d import recipe as recipes
 from jax3d.finish import views_around
 from jax3d.manifest import Job
@@ -91,15 +91,16 @@ class Sweep(_Making):
     recipe, seed, steps, negative prompt and knobs."""
     dollars_per_hour: float | None = None
     """Price of a device, to tell the cost of an asset."""
-    distributed: bool = False
-    """One of several processes (SLURM, TPU pods and MPI are recognised), each with its share of
-    the assets; all of them see the same OUT."""
-    coordinator: str | None = None
-    """HOST:PORT of process 0, where the cluster is not recognised."""
     processes: int | None = None
-    """How many there are, where the cluster is not recognised."""
+    """Of how many processes this is one, each with its share of the assets in the same OUT. They
+    need not run at the same time."""
     process: int | None = None
-    """Which one this is, from 0, where the cluster is not recognised."""
+    """Which one this is, from 0."""
+    distributed: bool = False
+    """The processes start together and number themselves by `jax.distributed`. Slurm, MPI,
+    Kubernetes and TPU pods are recognised; elsewhere tell `processes` and `process` as well."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where a distributed run is not recognised."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,6 +227,7 @@ def run_generate(command: Generate) -> None:
         raise ValueError(f"candidates is {command.candidates}; an asset takes 1 or more")
     prompts = [p for p in command.prompts for _ in range(command.candidates)]
     jobs = [Job(prompt, command.seed + k) for k, prompt in enumerate(prompts)]
+    _split_cpu(command.cpu_devices, len(jobs))
     _make(command, jobs, candidates=command.candidates)
 
 
@@ -234,19 +236,34 @@ def run_sweep(command: Sweep) -> None:
     if not command.manifest:
         raise ValueError("no manifest: give a .jsonl or .csv file with one asset a line")
     jobs = manifest.read(command.manifest, command.seed)
-    if not command.distributed:
+    _split_cpu(command.cpu_devices, len(jobs))
+    if not command.distributed and command.processes is None:
         rows = _make(command, jobs)
     else:
-        jax.distributed.initialize(command.coordinator, command.processes, command.process)
-        me, count = jax.process_index(), jax.process_count()
+        me, count = _roll_call(command)
         share = range(me, len(jobs), count)
         rows = _make(command, jobs, share=share, worker=f"process-{me}-of-{count}")
     console.print(ledger.summary(rows, command.dollars_per_hour))
 
 
+def _roll_call(command: Sweep) -> tuple[int, int]:
+    """The number of this process, and how many there are."""
+    if not command.distributed:
+        if command.process not in range(command.processes):
+            raise ValueError(
+                f"process is {command.process}; of {command.processes} processes it is one from "
+                f"0 to {command.processes - 1}"
+            )
+        return command.process, command.processes
+    found = cluster.roll_call(command.coordinator, command.processes, command.process)
+    if found.devices is not None:
+        jax.config.update("jax_cuda_visible_devices", found.devices)
+        jax.config.update("jax_rocm_visible_devices", found.devices)
+    return found.process, found.processes
+
+
 def _make(command: _Making, jobs: list[Job], **options) -> list[dict]:
     """Makes the jobs and shows how it goes; returns the rows of the ledger."""
-    _split_cpu(command.cpu_devices, len(jobs))
     critic = open_critic(command.prior, command.dtype)
     console.print(f"critic: {critic.name}", markup=False)
     started = time.perf_counter()
@@ -301,7 +318,7 @@ def _split_cpu(devices: int | None, assets: int) -> None:
         "XLA_FLAGS", ""
     ):
         return
-    wanted = min(os.cpu_count() or 1, assets) if devices is None else devices
+    wanted = min(_cores(), assets) if devices is None else devices
     if wanted < 1:
         raise ValueError(f"cpu-devices is {wanted}; a CPU makes 1 device or more")
     try:
@@ -309,6 +326,13 @@ def _split_cpu(devices: int | None, assets: int) -> None:
     except RuntimeError:
         if devices is not None:
             raise
+
+
+def _cores() -> int:
+    """Cores that this process may use: a cluster gives a job some of a machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def run_sample(command: Sample) -> None:

@@ -77,25 +77,30 @@ def generate(
         mesh, the others keep their views.
       share: The jobs, by index, that this call makes; all by default.
       worker: Names the checkpoints of this call, among others that work on the same folder.
-      overwrite: Whether what the folder holds may be lost.
+      overwrite: Whether what the folder holds may be lost; not together with `share`.
       report: Called after every block of steps.
       finished: Called, in another thread, with the record of each asset when its files are written.
 
     Raises:
-      ValueError: The critic does not understand a prompt, a value does not fit the recipe, or the
-        folder holds another run.
+      ValueError: The critic does not understand a prompt, a value does not fit the recipe, the
+        folder holds another run, or it would be overwritten by one of several workers.
       OSError: `out` cannot be written; found out before any work is done.
     """
+    if overwrite and share is not None:
+        raise ValueError(
+            "several workers cannot overwrite a folder: the last to begin would delete what the "
+            "first have made. Remove it first, or choose another --out"
+        )
     config = SweepConfig() if config is None else config
     _demand_scores(jobs, candidates)
     assets = _Assets(recipe, critic, jobs, epath.Path(out), solid=candidates == 1)
-    _claim(assets, config, candidates, overwrite)
-    share = list(range(len(jobs)) if share is None else share)
-    todo = [k for k in share if not assets.is_finished(k)]
+    _claim(assets, config, candidates, overwrite, worker)
+    mine = range(len(jobs)) if share is None else share
+    todo = [k for k in mine if not assets.is_finished(k)]
     _sweep(assets, todo, config, worker, report, finished)
     if candidates > 1:
         _keep_best(assets, candidates, finished)
-    return _account(assets)
+    return _account(assets, alone=share is None)
 
 
 class _Assets:
@@ -128,7 +133,9 @@ class _Assets:
         return (self.out / self.folders[index] / "asset.json").exists()
 
 
-def _claim(assets: _Assets, config: SweepConfig, candidates: int, overwrite: bool) -> None:
+def _claim(
+    assets: _Assets, config: SweepConfig, candidates: int, overwrite: bool, worker: str
+) -> None:
     """Makes the folder this run's own, or raises `ValueError` if it is another's."""
     what = (assets.recipe, assets.jobs, assets.critic.name, candidates)
     identity = hashlib.sha256(repr((what, config.patience, config.tolerance)).encode()).hexdigest()
@@ -154,7 +161,10 @@ def _claim(assets: _Assets, config: SweepConfig, candidates: int, overwrite: boo
         "versions": versions(),
         "folders": assets.folders,
     }
-    note.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    # Several workers may claim it at the same moment, all with the same words.
+    fresh = note.with_name(f"sweep.json.{worker}")
+    fresh.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    fresh.replace(note)
 
 
 def _sweep(assets: _Assets, todo, config, worker, report, finished) -> None:
@@ -289,9 +299,28 @@ def _read_params(finisher: Finisher, target: epath.Path, local: Path):
     return params
 
 
-def _account(assets: _Assets) -> list[dict]:
-    """Writes the ledger and the gallery of all that is finished by now; returns the rows."""
-    records = ledger.records(assets.out, assets.folders)
+def _account(assets: _Assets, alone: bool) -> list[dict]:
+    """Writes the ledger and the gallery of all that is finished by now; returns the rows.
+
+    Workers do so at their ends, which may coincide. Whoever finds all finished when it has
+    written less writes again, so the last to write has written all.
+    """
+    while True:
+        records = ledger.records(assets.out, assets.folders)
+        try:
+            rows = _show(assets, records)
+        except FileNotFoundError:
+            continue  # another worker has put what we wrote in its place
+        whole = len(records) == len(assets.jobs)
+        if whole or not all(map(assets.is_finished, range(len(assets.jobs)))):
+            break
+    # What dead workers left: others have finished their assets. The living tidy up themselves.
+    if whole and alone:
+        (assets.out / "checkpoints").rmtree(missing_ok=True)
+    return rows
+
+
+def _show(assets: _Assets, records: dict[str, dict]) -> list[dict]:
     rows = [ledger.row(folder, record) for folder, record in records.items()]
     ledger.write(assets.out, rows)
     shown = [
@@ -310,7 +339,4 @@ def _account(assets: _Assets) -> list[dict]:
         if record.get("best", True)
     ]
     gallery.write_gallery(assets.out, shown)
-    left = assets.out / "checkpoints"
-    if len(records) == len(assets.jobs) and left.exists():
-        left.rmtree()
     return rows

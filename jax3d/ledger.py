@@ -64,6 +64,8 @@ def records(out: epath.PathLike, folders: Iterable[str]) -> dict[str, dict]:
 
 def summary(rows: Sequence[Mapping], dollars_per_hour: float | None = None) -> str:
     """What a sweep cost, in a line: assets by status, device time and FLOPs of an asset."""
+    if not rows:
+        return "0 assets"
     counts: dict[str, int] = {}
     for one in rows:
         counts[one["status"]] = counts.get(one["status"], 0) + 1

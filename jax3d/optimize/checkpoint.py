@@ -29,10 +29,18 @@ class Checkpoints:
     def __init__(self, root: epath.PathLike, keep: int = 2, *, mine: bool = True):
         """Opens the folder and makes it where it is missing; the newest `keep` are kept.
 
-        Where it is not `mine` but another process's, it is only read from.
+        Where it is not `mine` but another process's, it is only read from, and may vanish
+        meanwhile.
         """
         self.root = epath.Path(root)
-        self.root.mkdir(parents=True, exist_ok=True)
+        if mine:
+            self.root.mkdir(parents=True, exist_ok=True)
+        if jax.process_count() > 1:
+            # Orbax would wait for all of them at each save, and write arrays from one only.
+            raise ValueError(
+                f"{jax.process_count()} processes share one JAX: start each as a JAX of its own "
+                "(launch/README.md says how), since each has its own assets and checkpoints"
+            )
         self._orbax = ocp.training.Checkpointer(
             self.root,
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
@@ -42,7 +50,10 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The checkpoints that claim to be whole, oldest first."""
-        return sorted(int(p.name) for p in self.root.iterdir() if p.name.isdigit())
+        try:
+            return sorted(int(p.name) for p in self.root.iterdir() if p.name.isdigit())
+        except FileNotFoundError:
+            return []
 
     def save(self, states: Any, about: Json) -> None:
         """Writes the next checkpoint in the background; waits for the one before.
@@ -76,7 +87,10 @@ class Checkpoints:
             try:
                 return self._load(step, abstract)
             except Exception as error:
-                # Whatever a damaged file makes of its reader, the one before may be whole.
+                # Whatever a damaged file makes of its reader, the one before may be whole. One
+                # that is gone was removed by its owner, who is alive.
+                if not (self.root / str(step)).exists():
+                    continue
                 warnings.warn(
                     f"checkpoint {self.root / str(step)} is damaged and skipped: "
                     f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
