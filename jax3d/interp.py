@@ -46,12 +46,12 @@ def triplane(planes: Float[Array, "3 r r c"], x: Float[Array, "n 3"]) -> Float[A
     )
 
 
-def nearest(grid: Float[Array, "g g g c"], x: Float[Array, "n 3"]) -> Float[Array, "n c"]:
+def nearest(grid: Float[Array, "g g g"], x: Float[Array, "n 3"]) -> Float[Array, " n"]:
     """The grid's sample nearest to each point."""
     size = grid.shape[0]
     i = jnp.round(jnp.clip(x, 0.0, 1.0) * (size - 1)).astype(jnp.int32)
     flat = (i[:, 0] * size + i[:, 1]) * size + i[:, 2]
-    return grid.reshape(size**3, -1).at[flat].get(mode="promise_in_bounds")
+    return grid.reshape(-1).at[flat].get(mode="promise_in_bounds")
 
 
 def positional_encoding(x: Float[Array, "*n d"], levels: int) -> Float[Array, "*n k"]:

@@ -22,6 +22,16 @@ def points(edges: Float[Array, "n e"], u: Float[Array, " n"]) -> Float[Array, "n
     return edges[:, :-1] + u[:, None] * jnp.diff(edges, axis=-1)
 
 
+def running_sum(x: Float[Array, "n s"]) -> Float[Array, "n s"]:
+    """The sum of each row up to and including each entry.
+
+    As a product with a triangle of ones: along short rows that is fast everywhere, and its
+    transpose is as fast.
+    """
+    ones = jnp.triu(jnp.ones((x.shape[-1],) * 2, x.dtype))
+    return jnp.matmul(x, ones, precision="highest")
+
+
 def resample(
     edges: Float[Array, "n e"], weights: Float[Array, "n c"], s: int, floor: float = 0.02
 ) -> Float[Array, "n f"]:

@@ -26,7 +26,7 @@ def test_triplane_reads_the_planes_in_order_xy_xz_yz():
 
 
 def test_nearest_finds_the_sample_and_holds_the_border():
-    grid = jnp.arange(27.0).reshape(3, 3, 3, 1)
+    grid = jnp.arange(27.0).reshape(3, 3, 3)
     x = jnp.array([[0.0, 0.5, 0.8], [-1.0, 2.0, 0.3]])
     np.testing.assert_array_equal(interp.nearest(grid, x), [grid[0, 1, 2], grid[0, 2, 1]])
 

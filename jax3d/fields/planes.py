@@ -21,8 +21,10 @@ along the three axes (q = 4)."""
 
 def fold(planes: Float[Array, "3 r r c"], w: Float[Array, "c3 k"]) -> Float[Array, "3 r r k"]:
     """Apply the first layer to the planes; it takes their concatenation."""
-    parts = w.reshape(3, planes.shape[-1], -1)
-    return jnp.einsum("pijc,pck->pijk", planes, parts)
+    _, r, _, c = planes.shape
+    # Three products of matrices: XLA:CPU is slower at a batch of them, and at their gradients.
+    parts = zip(planes.reshape(3, r * r, c), w.reshape(3, c, -1), strict=True)
+    return jnp.stack([plane @ part for plane, part in parts]).reshape(3, r, r, -1)
 
 
 def gather(

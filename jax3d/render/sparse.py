@@ -16,12 +16,16 @@ maximum) to find empty space and eroded (its minimum) to find what lies behind o
 are on the safe side. The samples that are left are found by rank, and the loop runs for as many
 chunks as they fill: the work follows the scene, and there is no budget to choose or to overflow.
 
+Once evaluated, a kept sample's own density says whether it is visible. All that were kept are in
+the picture, but those that are not visible are held still (`hold`), and the backward pass, which
+costs most, goes through the samples whose cotangent is not zero.
+
 Letters: n rays, s samples along a ray, m = n s, g lattice.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -29,7 +33,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jax3d import interp
+from jax3d import interp, stepfun
 from jax3d.types import Params, Rays
 
 
@@ -96,8 +100,8 @@ def _evaluate(field, chunk, params, lines, keep):
 
 
 def _forward(field, chunk, params, lines, keep):
-    (table, net), t, rank = params, lines[2], _rank(keep)
-    trips, find = _schedule(t.size, rank, chunk)
+    (table, net), t = params, lines[2]
+    trips, find = _schedule(t.size, keep, chunk)
 
     def body(i, out):
         index = find(i)
@@ -115,12 +119,14 @@ def _forward(field, chunk, params, lines, keep):
         lambda p, x: field(p, x), params, jax.ShapeDtypeStruct((chunk, 3), t.dtype)
     )
     out = jax.tree.map(lambda a: jnp.zeros((t.size, *a.shape[1:]), a.dtype), one_chunk)
-    return lax.fori_loop(0, trips, body, out), (params, lines, rank)
+    return lax.fori_loop(0, trips, body, out), (params, lines, keep)
 
 
 def _backward(field, chunk, saved, cotangents):
-    (table, net), lines, rank = saved
-    trips, find = _schedule(lines[2].size, rank, chunk)
+    (table, net), lines, keep = saved
+    if keep is not None:
+        keep = keep & _any_nonzero(cotangents).reshape(keep.shape)
+    trips, find = _schedule(lines[2].size, keep, chunk)
 
     def ahead(i):
         index = find(i)
@@ -157,20 +163,25 @@ def _no_gradient(primals, tangents):
     )
 
 
-def _rank(keep: Bool[Array, "n s"] | None) -> Int[Array, " m"] | None:
+def _any_nonzero(samples: Any) -> Bool[Array, " m"]:
+    """Which samples have an entry that is not zero."""
+    leaves = [a.reshape(len(a), -1) for a in jax.tree.leaves(samples)]
+    return reduce(jnp.logical_or, [a[:, i] != 0 for a in leaves for i in range(a.shape[1])])
+
+
+def _rank(keep: Bool[Array, "n s"]) -> Int[Array, " m"]:
     """How many samples are kept up to and including each."""
-    if keep is None:
-        return None
-    rays = jnp.cumsum(jnp.sum(keep, axis=1, dtype=jnp.int32))
-    within = jnp.cumsum(keep, axis=1, dtype=jnp.int32)
+    within = stepfun.running_sum(keep.astype(jnp.float32)).astype(jnp.int32)
+    rays = jnp.cumsum(within[:, -1])
     return (within + jnp.pad(rays[:-1], (1, 0))[:, None]).reshape(-1)
 
 
-def _schedule(m: int, rank: Int[Array, " m"] | None, chunk: int):
+def _schedule(m: int, keep: Bool[Array, "n s"] | None, chunk: int):
     """How many chunks there are, and chunk i: ascending flat indices, past the end >= m."""
     slots = jnp.arange(chunk, dtype=jnp.int32)
-    if rank is None:
+    if keep is None:
         return -(-m // chunk), lambda i: i * chunk + slots
+    rank = _rank(keep)
     trips = (_over_batch(rank[-1]) + chunk - 1) // chunk
 
     def find(i):
@@ -201,48 +212,71 @@ def _points(lines, index: Int[Array, " c"]) -> Float[Array, "c 3"]:
     return origins[ray] + t.reshape(-1)[index][:, None] * directions[ray]
 
 
-def bounds(lattice: Float[Array, "g g g"]) -> Float[Array, "g g g 2"]:
+class Bounds(NamedTuple):
+    """What the density surely is between, around each point of a lattice."""
+
+    high: Float[Array, "g g g"]
+    low: Float[Array, "g g g"]
+
+    def at(
+        self, x: Float[Array, "m 3"], bound: float
+    ) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
+        """The bounds at points; the lattice spans `[-bound, bound]^3`."""
+        unit = x / (2 * bound) + 0.5
+        return interp.nearest(self.high, unit), interp.nearest(self.low, unit)
+
+
+def bounds(lattice: Float[Array, "g g g"]) -> Bounds:
     """The dilated and the eroded densities of a lattice."""
-    return jnp.stack([neighbourhood(lattice, f) for f in (jnp.maximum, jnp.minimum)], axis=-1)
-
-
-def lookup(
-    bounds: Float[Array, "g g g 2"], x: Float[Array, "m 3"], bound: float
-) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
-    """Upper and lower bound of the density at points; the lattice spans `[-bound, bound]^3`."""
-    high, low = interp.nearest(bounds, x / (2 * bound) + 0.5).T
-    return high, low
+    high = neighbourhood(lattice, lax.max, -jnp.inf)
+    return Bounds(high, neighbourhood(lattice, lax.min, jnp.inf))
 
 
 def occupied(
-    bounds: Float[Array, "g g g 2"],
+    bounds: Bounds,
     rays: Rays,
     edges: Float[Array, "n e"],
     t: Float[Array, "n s"],
     bound: float,
     cull: float,
 ) -> Bool[Array, "n s"]:
-    """Which samples of flat rays can matter.
-
-    Those whose opacity, and those before which the ray's transmittance, surely is below `cull`
-    cannot.
-    """
+    """Which samples of flat rays can be `visible`, by the bounds of their density."""
     x = rays.origins[:, None] + t[..., None] * rays.directions[:, None]
-    high, low = lookup(bounds, x.reshape(-1, 3), bound)
+    high, low = bounds.at(x.reshape(-1, 3), bound)
+    return visible(high.reshape(t.shape), low.reshape(t.shape), edges, cull)
+
+
+def visible(
+    high: Float[Array, "n s"], low: Float[Array, "n s"], edges: Float[Array, "n e"], cull: float
+) -> Bool[Array, "n s"]:
+    """Where the opacity, by the density `high`, is above `cull`, and so is the ray's
+    transmittance before the sample, by the density `low`.
+    """
     delta = jnp.diff(edges, axis=-1)
-    depth = jnp.cumsum(low.reshape(t.shape) * delta, axis=-1)
+    depth = stepfun.running_sum(low * delta)
     before = jnp.pad(depth[:, :-1], ((0, 0), (1, 0)))
-    return (high.reshape(t.shape) * delta > -jnp.log1p(-cull)) & (before < -jnp.log(cull))
+    return (high * delta > -jnp.log1p(-cull)) & (before < -jnp.log(cull))
+
+
+def hold(samples: Any, free: Bool[Array, "n s"]) -> Any:
+    """The same `samples`, with a gradient where they are `free` alone."""
+
+    def held(a):
+        return jnp.where(free.reshape(-1, *(1,) * (a.ndim - 1)), a, lax.stop_gradient(a))
+
+    return jax.tree.map(held, samples)
 
 
 def neighbourhood(
-    lattice: Float[Array, "g g g"], choose: Callable[[Any, Any], Any]
+    lattice: Float[Array, "g g g"], choose: Callable[[Any, Any], Any], nothing: float
 ) -> Float[Array, "g g g"]:
-    """The maximum or minimum over the 3x3x3 neighbours of each lattice point."""
+    """The maximum or minimum over the 3x3x3 neighbours of each lattice point.
+
+    `nothing` is chosen over by everything. The windows are XLA's, axis by axis, so that the
+    result is stored: arithmetic on shifted slices would be done again in every lookup.
+    """
     for axis in range(3):
-        g = lattice.shape[axis]
-        first, last = (lax.slice_in_dim(lattice, i, i + 1, axis=axis) for i in (0, g - 1))
-        below = jnp.concatenate([first, lax.slice_in_dim(lattice, 0, g - 1, axis=axis)], axis)
-        above = jnp.concatenate([lax.slice_in_dim(lattice, 1, g, axis=axis), last], axis)
-        lattice = choose(choose(below, lattice), above)
+        window = tuple(3 if a == axis else 1 for a in range(3))
+        start = jnp.asarray(nothing, lattice.dtype)
+        lattice = lax.reduce_window(lattice, start, choose, window, (1, 1, 1), "SAME")
     return lattice

@@ -49,8 +49,9 @@ class VolumeConfig:
     """Rays at a time: bounds the memory of large images."""
     weights: bool = False
     """Return the compositing weights."""
-    cull: float = 1e-3
-    """`render` leaves out samples of less opacity than this, or seen by less of their ray."""
+    cull: float = 3e-4
+    """`render` leaves out samples that surely have less opacity than this or are seen by less of
+    their ray, and gives no gradient to those that turn out so."""
     chunk: int = 1024
     """Samples that `render` has in flight."""
 
@@ -78,9 +79,7 @@ def weights(
 ) -> tuple[Float[Array, "n s"], Float[Array, " n"]]:
     """Compositing weights of the samples and the opacity of the rays."""
     tau = sigma * jnp.diff(edges, axis=-1)
-    # As a product with a triangle of ones, a running sum along short rows is fast everywhere.
-    ones = jnp.triu(jnp.ones((tau.shape[-1],) * 2, tau.dtype))
-    left = jnp.exp(-jnp.matmul(tau, ones, precision="highest"))
+    left = jnp.exp(-stepfun.running_sum(tau))
     before = jnp.concatenate([jnp.ones_like(left[:, :1]), left[:, :-1]], axis=-1)
     return before - left, 1 - left[:, -1]
 
@@ -173,7 +172,7 @@ def render(
     def density(x):
         if lattice is None:
             return field(jax.lax.stop_gradient(params), x).sigma
-        return sparse.lookup(bounds, x, cfg.bound)[0]
+        return bounds.at(x, cfg.bound)[0]
 
     def march(rays, look, u):
         edges, t = place(density, rays, u, cfg)
@@ -181,6 +180,9 @@ def render(
         if lattice is not None:
             keep = sparse.occupied(bounds, rays, edges, t, cfg.bound, cfg.cull)
         samples = sparse.evaluate(field, params, rays, t, keep, cfg.chunk)
+        if lattice is not None:
+            sigma = jax.lax.stop_gradient(samples.sigma).reshape(t.shape)
+            samples = sparse.hold(samples, sparse.visible(sigma, sigma, edges, cfg.cull))
         return composite(samples, edges, t, rays, look, cfg)
 
     return tiled(march, rays, shading.per_ray(look, rays, backdrop), cfg, key)

@@ -61,14 +61,14 @@ def assert_same(a, b, atol):
         np.testing.assert_allclose(x, y, atol=atol * max(1.0, float(jnp.abs(y).max())))
 
 
-@pytest.mark.parametrize("chunk", [16, 1024])
-def test_equals_the_reference_in_double_precision(chunk):
+@pytest.mark.parametrize(("chunk", "shape"), [(16, "sphere"), (1024, "box")])
+def test_equals_the_reference_in_double_precision(chunk, shape):
     with jax.enable_x64(True):
         rays64 = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), RAYS)
         params = parameters(3.0, jnp.float64)
 
         def loss(renderer, params):
-            cfg = volume.VolumeConfig(samples=7, chunk=chunk)
+            cfg = volume.VolumeConfig(samples=7, chunk=chunk, shape=shape, bound=0.8)
             look = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), Look.albedo())
             out = renderer(FIELD, params, rays64, look, cfg)
             return jnp.sum(out.rgb**2 + out.normal) + jnp.sum(out.depth * out.alpha)
@@ -114,11 +114,33 @@ def test_a_cull_of_zero_drops_nothing_that_has_density():
     assert (keep == (jnp.diff(edges, axis=-1) > 0)).all()
 
 
+def test_samples_that_prove_invisible_are_shown_and_get_no_gradient():
+    params = parameters(30.0)
+    cfg = volume.VolumeConfig(samples=8, chunk=16)
+    edges, t = volume.place(None, FLAT, jnp.full(40, 0.5), cfg)
+    sigma = sparse.evaluate(FIELD, params, FLAT, t).sigma.reshape(t.shape)
+    free = sparse.visible(sigma, sigma, edges, 1e-3)
+    assert 0.0 < free.mean() < 1.0
+
+    def shown(params, keep):
+        samples = sparse.hold(sparse.evaluate(FIELD, params, FLAT, t, keep, 16), free)
+        return jnp.sum(jnp.sin(samples.sigma)), samples
+
+    def visible(params):
+        x = FLAT.origins[:, None] + t[..., None] * FLAT.directions[:, None]
+        return jnp.sum(jnp.where(free.ravel(), jnp.sin(FIELD(params, x.reshape(-1, 3)).sigma), 0))
+
+    everything = jnp.ones_like(free)
+    gradient, samples = jax.jit(jax.grad(shown, has_aux=True))(params, everything)
+    np.testing.assert_allclose(samples.sigma.reshape(t.shape), sigma, rtol=1e-6)
+    assert_same(gradient, jax.jit(jax.grad(visible))(params), atol=1e-5)
+
+
 def test_neighbourhood_bounds_every_adjacent_sample():
     lattice = jax.random.normal(jax.random.key(0), (5, 5, 5))
     padded = np.pad(lattice, 1, mode="edge")
     blocks = np.lib.stride_tricks.sliding_window_view(padded, (3, 3, 3))
-    high, low = np.moveaxis(sparse.bounds(lattice), -1, 0)
+    high, low = sparse.bounds(lattice)
     np.testing.assert_array_equal(high, blocks.max((-3, -2, -1)))
     np.testing.assert_array_equal(low, blocks.min((-3, -2, -1)))
 
@@ -137,6 +159,28 @@ def test_a_batch_of_scenes_is_each_of_them():
     at_once = jax.jit(jax.vmap(gradient))(batch)
     in_turn = jax.jit(lambda batch: jax.lax.map(gradient, batch))(batch)
     assert_same(at_once, in_turn, atol=1e-5)
+
+
+def test_descends_in_a_scan_as_in_a_loop():
+    start = jax.tree.map(lambda *a: jnp.stack(a), parameters(300.0), parameters(3.0))
+    cfg = volume.VolumeConfig(samples=24, chunk=64)
+
+    def step(params):
+        def loss(p):
+            out = volume.render(FIELD, p, RAYS, Look.albedo(), cfg, lattice=lattice_of(p, 8))
+            return jnp.mean((out.rgb - 0.2) ** 2)
+
+        return jax.tree.map(lambda p, g: p - 0.5 * g, params, jax.grad(loss)(params))
+
+    @jax.jit
+    def scanned(params):
+        return jax.lax.scan(lambda p, _: (jax.vmap(step)(p), None), params, length=3)[0]
+
+    once, params = jax.jit(lambda p: jax.lax.map(step, p)), start
+    for _ in range(3):
+        params = once(params)
+    assert_same(scanned(start), params, atol=1e-5)
+    assert not np.allclose(params[0], start[0], atol=1e-4)
 
 
 def test_gradients_of_rays_are_refused():
