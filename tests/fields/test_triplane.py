@@ -99,6 +99,41 @@ def test_the_fast_renderer_equals_the_reference(normals, fold):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
+def test_the_fast_renderer_shows_every_background_in_single_precision():
+    ground = jax.random.uniform(jax.random.key(5), (2, 3))
+    each = jax.tree.map(lambda a: jnp.broadcast_to(a, (2, *a.shape)), LIT).replace(
+        background=ground
+    )
+    for learned in (False, True):
+        pair = []
+        for reference in (True, False):
+            rep = variant(
+                normals="predicted", learned_background=learned, reference=reference, cull=1e-7
+            )
+            params = rough(rep)
+
+            def loss(params, rep=rep):
+                out = rep.render(params, jax.random.key(2), CAMERAS, each, (6, 5))
+                return jnp.sum(jnp.sin(out.rgb)), out
+
+            pair.append(jax.jit(jax.grad(loss, has_aux=True))(params))
+        (exact, picture), (fast, shown) = pair
+        for a, b in zip(*map(jax.tree.leaves, (shown, picture)), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+        for a, b in zip(*map(jax.tree.leaves, (fast, exact)), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, float(jnp.abs(b).max())))
+
+
+def test_a_large_picture_takes_bounded_memory():
+    rep = triplane()
+    shapes = jax.eval_shape(rep.init, jax.random.key(0))
+    around = jax.tree.map(lambda a: a[:1], CAMERAS)
+    picture = jax.jit(lambda p: rep.render(p, None, around, Look.albedo(), (512, 512)).rgb)
+    memory = picture.lower(shapes).compile().memory_analysis()
+    # All 512^2 * 64 samples at once would be 270 MB of density and colour alone.
+    assert memory.temp_size_in_bytes < 100e6
+
+
 def test_the_lattice_holds_densities():
     cfg = TriplaneConfig(**{**SMALL.__dict__, "lattice": 5})
     params = rough(triplane(cfg))
