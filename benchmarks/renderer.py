@@ -75,7 +75,7 @@ def temporary_megabytes(one, params) -> float:
 
 
 def samples_of(cam):
-    """The points that are rendered, their intervals and a function to mask them."""
+    """The points that are rendered, the edges of their intervals and a function to mask them."""
     rays = jax.tree.map(lambda a: a.reshape(-1, 3), camera.rays(cam, (SIZE, SIZE)))
     edges, t = volume.place(None, rays, jnp.full(len(rays.origins), 0.5), RAYS)
     x = rays.origins[:, None] + t[..., None] * rays.directions[:, None]
@@ -84,7 +84,7 @@ def samples_of(cam):
         bounds = sparse.bounds(density_lattice(params, SPARSE))
         return sparse.occupied(bounds, rays, edges, t, SPARSE.bound, SPARSE.cull)
 
-    return x.reshape(-1, 3), jnp.diff(edges, axis=-1), occupied
+    return x.reshape(-1, 3), edges, occupied
 
 
 class TorchScene:
@@ -133,7 +133,8 @@ class TorchScene:
 def rivals(params, cam, args: Args) -> dict:
     """PyTorch's programs over all assets, checked to render what we render."""
     torch.set_num_threads(1)
-    x, delta, occupied = samples_of(cam)
+    x, edges, occupied = samples_of(cam)
+    delta = jnp.diff(edges, axis=-1)
     assets = [jax.tree.map(lambda a, i=i: a[i], params) for i in range(args.assets)]
     scenes = [TorchScene(p, x, delta, jax.jit(occupied)(p)) for p in assets]
     expected = float(jax.jit(ours(DENSE, cam, False))(assets[0]))
