@@ -153,7 +153,7 @@ class TrainScorer:
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; a mistake of the user ends in one line and exit code 2."""
     try:
-        match _parse(sys.argv[1:] if argv is None else argv):
+        match parse(sys.argv[1:] if argv is None else argv):
             case Generate() as command:
                 run_generate(command)
             case Sweep() as command:
@@ -171,8 +171,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parse(argv: list[str]):
-    """The command that the arguments spell."""
+def parse(argv: list[str]):
+    """The command that the arguments spell; ends the process where they spell none."""
     # The config comes first, whatever its place: all other options override what it says.
     paths = [b for a, b in pairwise(argv) if a == "--config"]
     paths += [a.removeprefix("--config=") for a in argv if a.startswith("--config=")]
@@ -231,11 +231,16 @@ def run_generate(command: Generate) -> None:
     _make(command, jobs, candidates=command.candidates)
 
 
-def run_sweep(command: Sweep) -> None:
-    """`jax3d sweep`."""
+def read_jobs(command: Sweep) -> list[Job]:
+    """What a sweep is to make."""
     if not command.manifest:
         raise ValueError("no manifest: give a .jsonl or .csv file with one asset a line")
-    jobs = manifest.read(command.manifest, command.seed)
+    return manifest.read(command.manifest, command.seed)
+
+
+def run_sweep(command: Sweep) -> None:
+    """`jax3d sweep`."""
+    jobs = read_jobs(command)
     _split_cpu(command.cpu_devices, len(jobs))
     if not command.distributed and command.processes is None:
         rows = _make(command, jobs)

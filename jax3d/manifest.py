@@ -75,6 +75,16 @@ def read(path: epath.PathLike, seed: int = 0) -> list[Job]:
     return jobs
 
 
+def chunks(count: int, size: int) -> list[range]:
+    """The indices of `count` assets in pieces of at most `size`, in order.
+
+    Raises `ValueError` for a size below 1.
+    """
+    if size < 1:
+        raise ValueError(f"chunk is {size}; it takes 1 asset or more")
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+
 def grid(**axes: Iterable) -> list[Job]:
     """Every combination of the values given for fields of a manifest's line.
 

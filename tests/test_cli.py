@@ -142,12 +142,12 @@ def test_options_override_the_config(tmp_path):
         "from jax3d.recipe import KnobValues, Recipe\n"
         "recipe = Recipe(knobs=KnobValues(lr=(3.0,)), negative='a blue chair')\n"
     )
-    command = cli._parse(
+    command = cli.parse(
         ["generate", "a cat", "--config", str(path), "--knobs.guidance-scale", "7", "9"]
     )
     assert command.recipe.knobs.lr == (3.0,)
     assert command.recipe.knobs.guidance_scale == (7.0, 9.0)
     assert command.recipe.negative == "a blue chair"
-    train = cli._parse(["train", "prior", "--steps", "10"])
+    train = cli.parse(["train", "prior", "--steps", "10"])
     assert train.recipe.steps == 10
     assert dataclasses.is_dataclass(train)

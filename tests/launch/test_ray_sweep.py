@@ -1,0 +1,102 @@
+"""A sweep on Ray: an actor that is killed costs no asset."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jax3d import cli, image, manifest, recipe
+
+pytest.importorskip("ray")
+
+SCRIPT = Path(__file__).parents[2] / "launch" / "ray_sweep.py"
+CONFIG = """
+from jax3d.fields.triplane import TriplaneConfig
+from jax3d.mesh import MeshConfig
+from jax3d.optimize.asset import AssetConfig, Stage
+from jax3d.recipe import Pictures, Recipe
+
+recipe = Recipe(
+    field=TriplaneConfig(resolution=16, channels=4, levels=2, hidden=8, coarse=8, samples=8),
+    optimise=AssetConfig(views=1, stages=(Stage(20, 16),)),
+    mesh=MeshConfig(resolution=24, faces=200, texture=32),
+    pictures=Pictures(size=16, frames=0),
+)
+"""
+
+
+def test_chunks_hold_every_asset_once():
+    assert manifest.chunks(7, 3) == [range(0, 3), range(3, 6), range(6, 7)]
+    assert manifest.chunks(0, 3) == []
+    with pytest.raises(ValueError, match="chunk is 0"):
+        manifest.chunks(7, 0)
+
+
+def test_a_mistake_ends_before_any_machine_is_asked_for(tmp_path):
+    argv = [sys.executable, str(SCRIPT), str(tmp_path / "nowhere.jsonl"), "--out", str(tmp_path)]
+    said = subprocess.run(argv, capture_output=True, text=True)
+    assert said.returncode == 2
+    assert said.stderr.startswith("ray_sweep: ")
+    assert "nowhere.jsonl" in said.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_actor_loses_nothing_and_does_nothing_twice(tmp_path):
+    jobs, config = tmp_path / "jobs.jsonl", tmp_path / "recipe.py"
+    jobs.write_text(6 * (json.dumps({"prompt": "a red chair"}) + "\n"))
+    config.write_text(CONFIG)
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    argv = [sys.executable, str(SCRIPT), str(jobs), "--config", str(config), "--out", str(out)]
+    argv += ["--chunk", "3", "--workers", "2", "--cpus", "0.5", "--engine.slots", "2"]
+    argv += ["--cpu-devices", "1", "--engine.block", "1", "--engine.checkpoint-every", "1"]
+    # An address from elsewhere would be another cluster; workers count their devices themselves.
+    env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "XLA_FLAGS")}
+    # On a busy machine the actors would starve at Ray's own 15.
+    env["RAY_worker_niceness"] = "0"
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
+    ) as process:
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if found := re.match(r"chunk-0-3: taken by pid (\d+)", line):
+                break
+        else:
+            pytest.fail("".join(said))
+        folder = out / "checkpoints" / "chunk-0-3"
+        while not (folder.exists() and any(p.name.isdigit() for p in folder.iterdir())):
+            assert process.poll() is None
+            time.sleep(0.02)
+        kept = {p for p in out.glob("000[0-2]*/asset.json")}
+        os.kill(int(found[1]), signal.SIGKILL)
+        said += process.stdout.readlines()
+    text = "".join(said)
+    assert process.returncode == 0, text
+    assert "chunk-0-3: its actor died; it goes on elsewhere" in text
+    assert len(re.findall(r"^chunk-0-3: taken by", text, re.M)) == 2
+    # What the dead actor had finished is not made again.
+    assert not kept, "the kill came too late to be in the middle"
+    assert re.search(r"^chunk-3-6: 3 assets made", text, re.M)
+    assert not (out / "checkpoints").exists()
+
+    alone = cli.Sweep(manifest=str(jobs), out=str(whole), recipe=recipe.load(config))
+    cli.run_sweep(alone)
+    rows, wanted = (
+        list(csv.DictReader((o / "ledger.csv").read_text().splitlines())) for o in (out, whole)
+    )
+    assert [row["index"] for row in rows] == [str(k) for k in range(6)]
+    for ours, theirs in zip(rows, wanted, strict=True):
+        assert (ours["path"], ours["steps"]) == (theirs["path"], "20")
+        a, b = (
+            image.read_image(o / row["path"] / "views.png")
+            for o, row in ((out, ours), (whole, theirs))
+        )
+        assert np.mean(np.abs(a - b)) < 2 / 255
