@@ -73,18 +73,17 @@ def build(density: Field, color: Field, bound: float, config: MeshConfig) -> Mes
 
 
 def _surface(density: Field, bound: float, config: MeshConfig) -> Mesh:
-    """The field's closed surface, within the face budget where that can be.
+    """The field's closed surface within the face budget.
 
     Fog frays into thousands of small sheets that no budget keeps closed: it is then seen on a
-    coarser grid, and at last the budget gives way.
+    coarser grid, where they are too small to appear.
     """
-    coarse = config.resolution // 2
-    for resolution, factor in ((config.resolution, 1), (coarse, 1), (coarse, 2), (coarse, 4)):
+    for resolution in (config.resolution, config.resolution // 2, config.resolution // 4):
         grid = sample_density(density, bound, resolution, config.chunk)
         level = silhouette_level(grid, bound) if config.level is None else config.level
         mesh = extract_surface(density, grid, level, bound, config.chunk)
         try:
-            return simplify(drop_floaters(mesh, config.min_area), factor * config.faces)
+            return simplify(drop_floaters(mesh, config.min_area), config.faces)
         except ValueError as error:
             refusal = error
     raise refusal
