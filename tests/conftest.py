@@ -9,6 +9,15 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
 )
 
+import jax
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("jax3d", "beartype.beartype")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_programs():
+    """A worker would otherwise hold every program of every module: several GB by the end."""
+    yield
+    jax.clear_caches()
