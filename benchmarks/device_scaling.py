@@ -1,0 +1,119 @@
+"""Weak scaling: as many assets as devices, on 1, 2, 4 and 8 CPU devices of one machine.
+
+python benchmarks/device_scaling.py [--json FILE] [--repeats 5]
+
+Each count runs in a process of its own, on that many forced CPU devices, and takes one asset a
+device through the engine's block of steps. The table tells the seconds of a block, wall and CPU,
+and how far asset 0 is from what it becomes on one device, relative to how far it has moved. What it
+shows is that the devices do the same work and add none: CPU time an asset stays. Wall time can fall
+to the number of cores and no further; eight devices on two cores take four times as long as two.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import timing
+import tyro
+
+STEPS = 10
+
+
+@dataclass(frozen=True)
+class Args:
+    """Options."""
+
+    json: Path | None = None
+    devices: tuple[int, ...] = (1, 2, 4, 8)
+    repeats: int = 5
+    size: int = 32
+    """Side of the renders, pixels."""
+    child: int | None = None
+    """Internal: the devices of this process."""
+
+
+def measure(devices: int, repeats: int, size: int) -> dict:
+    """In a process with so many devices: seconds of blocks, and asset 0 before and after one."""
+    import jax
+    import jax.numpy as jnp
+
+    from jax3d.optimize import asset, parallel
+    from jax3d.optimize.parallel import Slot
+    from jax3d.priors import props
+    from jax3d.recipe import Recipe
+    from jax3d.render import sparse
+
+    critic, recipe = props.open_critic(), Recipe()
+    made = asset.make(recipe.representation(), critic.prior, recipe.guide(critic), recipe.optimise)
+    knobs = asset.stack([recipe.knobs_of(seed) for seed in range(devices)])
+    conds = asset.stack([recipe.condition(critic, "a red chair")] * devices)
+    state = jax.jit(jax.vmap(made.init))(knobs)
+    ends = jnp.full((devices,), 10**6, jnp.int32)
+    mesh = parallel.assets_mesh()
+    assert mesh.size == devices
+    slots = Slot(state, conds, knobs, ends, jnp.ones((devices,), bool))
+    slots = parallel.place(mesh, slots, over_assets=True)
+    shared = parallel.place(mesh, critic.params, over_assets=False)
+    block = parallel.pmap_assets(
+        parallel.block(made.step, STEPS, size), mesh, over=sparse.plan().over
+    )
+
+    def first():
+        leaves = jax.tree.leaves(jax.device_get(slots.state.params))
+        return np.concatenate([np.ravel(leaf[0]) for leaf in leaves])
+
+    before = first()
+    slots, _ = jax.block_until_ready(block(slots, shared))
+    after, wall, cpu = first(), [], []
+    for _ in range(repeats):
+        start = time.perf_counter(), time.process_time()
+        slots, _ = jax.block_until_ready(block(slots, shared))
+        wall.append(time.perf_counter() - start[0])
+        cpu.append(time.process_time() - start[1])
+    return {"wall": wall, "cpu": cpu, "before": before.tolist(), "after": after.tolist()}
+
+
+def run(devices: int, args: Args) -> dict:
+    """The same in a fresh process."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    words = ["--child", str(devices), "--repeats", str(args.repeats), "--size", str(args.size)]
+    said = subprocess.run(
+        [sys.executable, __file__, *words], env=env, check=True, stdout=subprocess.PIPE
+    )
+    return {k: np.array(v) for k, v in json.loads(said.stdout.splitlines()[-1]).items()}
+
+
+def main(args: Args) -> None:
+    """Measure and print."""
+    if args.child is not None:
+        print(json.dumps(measure(args.child, args.repeats, args.size)))
+        return
+    found = {devices: run(devices, args) for devices in args.devices}
+    one = found[args.devices[0]]
+    moved = np.abs(one["after"] - one["before"]).mean()
+    rows, figures = [], {}
+    for devices, each in found.items():
+        apart = float(np.abs(each["after"] - one["after"]).mean() / moved)
+        wall, cpu = each["wall"] / STEPS, each["cpu"] / STEPS / devices
+        rows.append([str(devices), timing.spread(wall), timing.spread(cpu, 3), f"{apart:.1e}"])
+        figures[str(devices)] = {
+            "wall_seconds_a_step": timing.figure(wall),
+            "cpu_seconds_an_asset_step": timing.figure(cpu),
+            "asset_0_apart": apart,
+        }
+    timing.show(
+        f"One asset a device, {len(os.sched_getaffinity(0))} core(s)",
+        ["devices = assets", "wall s a step", "CPU s an asset's step", "asset 0 apart"],
+        rows,
+    )
+    timing.save(args.json, figures)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
