@@ -97,9 +97,10 @@ def generate(
     _claim(assets, config, candidates, overwrite, worker)
     mine = range(len(jobs)) if share is None else share
     todo = [k for k in mine if not assets.is_finished(k)]
-    _sweep(assets, todo, config, worker, report, finished)
+    finisher = Finisher(recipe)
+    _sweep(assets, finisher, todo, config, worker, report, finished)
     if candidates > 1:
-        _keep_best(assets, candidates, finished)
+        _keep_best(assets, finisher, candidates, finished)
     return _account(assets, alone=share is None)
 
 
@@ -167,7 +168,7 @@ def _claim(
     fresh.replace(note)
 
 
-def _sweep(assets: _Assets, todo, config, worker, report, finished) -> None:
+def _sweep(assets: _Assets, finisher: Finisher, todo, config, worker, report, finished) -> None:
     if not todo:
         return
     recipe, critic, folder = assets.recipe, assets.critic, assets.out / "checkpoints"
@@ -183,7 +184,6 @@ def _sweep(assets: _Assets, todo, config, worker, report, finished) -> None:
         )
         for size in set(sizes)
     }
-    finisher = Finisher(recipe)
     total = sum(assets.task(k).ends[-1] for k in todo)
     taken = 0
 
@@ -202,7 +202,8 @@ def _sweep(assets: _Assets, todo, config, worker, report, finished) -> None:
     checkpoints = Checkpoints(folder / worker, config.keep)
     others = [Checkpoints(p, mine=False) for p in folder.iterdir() if p.name != worker]
     engine.run(sweep, todo, passed_on, told, checkpoints, others)
-    checkpoints.close()
+    for each in (checkpoints, *others):
+        each.close()
     (folder / worker).rmtree()
 
 
@@ -256,9 +257,10 @@ def _demand_scores(jobs: Sequence[Job], candidates: int) -> None:
             )
 
 
-def _keep_best(assets: _Assets, candidates: int, finished: Callable[[dict], None]) -> None:
+def _keep_best(
+    assets: _Assets, finisher: Finisher, candidates: int, finished: Callable[[dict], None]
+) -> None:
     """Gives the best candidate of each prompt its mesh, and marks all."""
-    finisher = Finisher(assets.recipe)
     for first in range(0, len(assets.jobs), candidates):
         folders = assets.folders[first : first + candidates]
         records = ledger.records(assets.out, folders)
