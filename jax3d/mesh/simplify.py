@@ -1,5 +1,7 @@
 """Fewer faces by quadric edge collapse (Garland and Heckbert, 1997), validity kept."""
 
+import threading
+
 import fast_simplification
 import numpy as np
 
@@ -8,6 +10,9 @@ from jax3d.types import Mesh
 
 _HASTE = (7, 5, 3, 6, 4, 8)
 """Growth rates of the collapse's threshold, in the order tried; 7 is the library's own."""
+
+_ONE_AT_A_TIME = threading.Lock()
+"""The library keeps its mesh in globals between its calls."""
 
 
 def simplify(mesh: Mesh, faces: int) -> Mesh:
@@ -40,12 +45,13 @@ def is_closed(mesh: Mesh) -> bool:
 
 
 def _collapse(mesh, budget, haste):
-    vertices, faces = fast_simplification.simplify(
-        mesh.vertices.astype(np.float64),
-        mesh.faces.astype(np.int32),
-        target_count=budget,
-        agg=haste,
-    )
+    with _ONE_AT_A_TIME:
+        vertices, faces = fast_simplification.simplify(
+            mesh.vertices.astype(np.float64),
+            mesh.faces.astype(np.int32),
+            target_count=budget,
+            agg=haste,
+        )
     # Two faces on the same corners are a fold without volume.
     _, of_face, count = np.unique(
         np.sort(faces, axis=1), axis=0, return_inverse=True, return_counts=True
