@@ -32,7 +32,7 @@ _BISECTIONS = 5
 
 
 _DIRECTIONS, _PROBES = 6, 64
-"""`silhouette_level` looks along so many directions, at so many by so many rays each."""
+"""`silhouette_level` looks along so many directions, at up to so many by so many rays each."""
 
 
 class EmptyFieldError(ValueError):
@@ -164,8 +164,9 @@ def signed_volume(mesh: Mesh) -> float:
 
 def _probe(grid, bound):
     """Greatest density and opacity along parallel rays in evenly spread, oblique directions."""
-    along = np.linspace(-1.75, 1.75, 2 * _PROBES) * bound  # the cube's half diagonal is 1.73
-    across = np.linspace(-1.5, 1.5, _PROBES) * bound
+    probes = min(_PROBES, 2 * len(grid))  # more say nothing new of a coarse grid
+    along = np.linspace(-1.75, 1.75, 2 * probes) * bound  # the cube's half diagonal is 1.73
+    across = np.linspace(-1.5, 1.5, probes) * bound
     densest, alpha = [], []
     for i in range(_DIRECTIONS):
         height, angle = (i + 0.5) / _DIRECTIONS, i * math.pi * (3 - math.sqrt(5))
