@@ -20,6 +20,7 @@ from jax3d import generate as generation
 from jax3d import recipe as recipes
 from jax3d.finish import views_around
 from jax3d.manifest import Job
+from jax3d.optimize.parallel import host_cores
 from jax3d.optimize.sweep import SweepConfig
 from jax3d.priors import props as embedded
 from jax3d.priors import sampling
@@ -323,7 +324,7 @@ def _split_cpu(devices: int | None, assets: int) -> None:
         "XLA_FLAGS", ""
     ):
         return
-    wanted = min(_cores(), assets) if devices is None else devices
+    wanted = min(host_cores(), assets) if devices is None else devices
     if wanted < 1:
         raise ValueError(f"cpu-devices is {wanted}; a CPU makes 1 device or more")
     try:
@@ -331,13 +332,6 @@ def _split_cpu(devices: int | None, assets: int) -> None:
     except RuntimeError:
         if devices is not None:
             raise
-
-
-def _cores() -> int:
-    """Cores that this process may use: a cluster gives a job some of a machine's."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def run_sample(command: Sample) -> None:

@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -79,7 +80,8 @@ def generate(
       worker: Names the checkpoints of this call, among others that work on the same folder.
       overwrite: Whether what the folder holds may be lost; not together with `share`.
       report: Called after every block of steps.
-      finished: Called, in another thread, with the record of each asset when its files are written.
+      finished: Called with the record of each asset when its files are written, in other threads
+        but never twice at once.
 
     Raises:
       ValueError: The critic does not understand a prompt, a value does not fit the recipe, the
@@ -187,8 +189,12 @@ def _sweep(assets: _Assets, finisher: Finisher, todo, config, worker, report, fi
     total = sum(assets.task(k).ends[-1] for k in todo)
     taken = 0
 
+    one_at_a_time = threading.Lock()
+
     def passed_on(outcome: Outcome):
-        finished(_write(assets, finisher, outcome, [work[size] for size in sizes]))
+        record = _write(assets, finisher, outcome, [work[size] for size in sizes])
+        with one_at_a_time:
+            finished(record)
 
     def told(block: engine.Report):
         nonlocal taken

@@ -142,6 +142,13 @@ def bytes_of(tree: Any) -> int:
     return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
+def host_cores() -> int:
+    """Cores that this process may use: a cluster gives a job some of a machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def device_bytes(device: jax.Device) -> int:
     """Memory that one device may fill: what its allocator states, or a share of the host's."""
     stats = device.memory_stats() or {}

@@ -34,6 +34,9 @@ Status = Literal["running", "done", "plateau", "nonfinite"]
 MOST = 64
 """Slots a device, unless more are asked for."""
 
+MOST_WRITERS = 8
+"""Threads that finish assets, unless more are asked for: each holds a mesh in the making."""
+
 
 @dataclass(frozen=True)
 class SweepConfig:
@@ -47,6 +50,8 @@ class SweepConfig:
     """Blocks between two checkpoints."""
     keep: int = 2
     """Checkpoints kept."""
+    writers: int | None = None
+    """Threads of the host that finish assets while the devices go on; None: one a core, up to 8."""
     patience: int = 0
     """Stops an asset of the last stage when its residual norm, averaged over a block, has not
     fallen for so many blocks; 0 never does."""
@@ -140,8 +145,8 @@ def run(
     Args:
       sweep: What is swept.
       indices: The assets that are wanted, in the order in which they enter.
-      finished: Called in another thread with each finished asset. Once it returns, the asset is
-        safe and leaves the checkpoints; what it raises ends the sweep.
+      finished: Called with each finished asset, in other threads and several at once. Once it
+        returns, the asset is safe and leaves the checkpoints; what it raises ends the sweep.
       report: Called after each block.
       checkpoints: Written to and resumed from.
       others: Resumed from only, such as those of a process that is no more.
@@ -273,7 +278,10 @@ class _Run:
         self.finishing: dict[int, tuple[Track, AssetState, Future]] = {}
         self.safe, self.finished, self.report = safe, finished, report
         self.checkpoints = checkpoints
-        self.writer = ThreadPoolExecutor(1)
+        writers = self.config.writers
+        if writers is None:
+            writers = min(parallel.host_cores(), MOST_WRITERS)
+        self.writers = ThreadPoolExecutor(writers)
 
     def go(self, others: Sequence[Checkpoints]) -> None:
         try:
@@ -289,7 +297,7 @@ class _Run:
             if self.checkpoints:
                 self.checkpoints.wait()
         finally:
-            self.writer.shutdown(wait=True, cancel_futures=True)
+            self.writers.shutdown(wait=True, cancel_futures=True)
 
     def next_stage(self) -> int | None:
         """Fills the pools and names the one to run; None when all is done."""
@@ -336,7 +344,7 @@ class _Run:
             self.waiting[track.stage].append((track, state))
             return
         state = jax.device_get(state)
-        future = self.writer.submit(self.finished, Outcome(track, state.params))
+        future = self.writers.submit(self.finished, Outcome(track, state.params))
         self.finishing[track.index] = (track, state, future)
 
     def advance(self, stage: int) -> None:

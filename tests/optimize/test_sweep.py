@@ -239,7 +239,7 @@ def finished(outcome):
     moment()
     path = out / f"{{outcome.track.index}}.npz"
     assert not path.exists(), "an asset came twice"
-    fresh = out / "fresh"
+    fresh = out / f"fresh{{outcome.track.index}}"
     with open(fresh, "wb") as file:
         np.savez(file, *t.leaves(outcome))
     fresh.rename(path)
