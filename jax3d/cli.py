@@ -42,7 +42,7 @@ class _Making:
     """What `generate` and `sweep` share."""
 
     out: str = "out"
-    """Folder of the results, or a bucket's URL. A run that was cut short there goes on."""
+    """Folder of the results, or a gs:// URL. A run that was cut short there goes on."""
     config: Path | None = None
     """Recipe to start from, such as configs/props.py; other options override it."""
     seed: int = 0
@@ -165,7 +165,8 @@ def main(argv: list[str] | None = None) -> int:
                 train_prior(command.recipe, command.out, console.print)
             case TrainScorer() as command:
                 train_scorer(command.recipe, command.out, console.print)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
+        # An import that fails here is an extra's, and says what to install.
         message = " ".join(str(error).split())
         print(f"jax3d: {message}", file=sys.stderr)
         return 2

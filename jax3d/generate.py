@@ -6,7 +6,7 @@
     out/ledger.csv           one row an asset
     out/index.html           the gallery
 
-`out` may be a bucket's URL. A run that was killed goes on when it is called again.
+`out` may be a gs:// URL. A run that was killed goes on when it is called again.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from jax3d.finish import Finisher, versions
 from jax3d.manifest import Job
 from jax3d.optimize import asset, flops
 from jax3d.optimize import sweep as engine
-from jax3d.optimize.checkpoint import Checkpoints
+from jax3d.optimize.checkpoint import Checkpoints, demand_storage
 from jax3d.optimize.sweep import Outcome, SweepConfig, Task
 from jax3d.priors.base import Critic
 from jax3d.recipe import Recipe
@@ -85,7 +85,8 @@ def generate(
 
     Raises:
       ValueError: The critic does not understand a prompt, a value does not fit the recipe, the
-        folder holds another run, or it would be overwritten by one of several workers.
+        folder holds another run, it would be overwritten by one of several workers, or it is a URL
+        that checkpoints cannot go to.
       OSError: `out` cannot be written; found out before any work is done.
     """
     if overwrite and share is not None:
@@ -94,6 +95,7 @@ def generate(
             "first have made. Remove it first, or choose another --out"
         )
     config = SweepConfig() if config is None else config
+    demand_storage(out)
     _demand_scores(jobs, candidates)
     assets = _Assets(recipe, critic, jobs, epath.Path(out), solid=candidates == 1)
     _claim(assets, config, candidates, overwrite, worker)
@@ -206,11 +208,19 @@ def _sweep(assets: _Assets, finisher: Finisher, todo, config, worker, report, fi
     over = sparse.plan().over
     sweep = engine.Sweep(optimiser, sizes, critic.params, assets.task, config, over)
     checkpoints = Checkpoints(folder / worker, config.keep)
-    others = [Checkpoints(p, mine=False) for p in folder.iterdir() if p.name != worker]
+    others = [Checkpoints(p, mine=False) for p in _within(folder) if p.name != worker]
     engine.run(sweep, todo, passed_on, told, checkpoints, others)
     for each in (checkpoints, *others):
         each.close()
-    (folder / worker).rmtree()
+    (folder / worker).rmtree(missing_ok=True)
+
+
+def _within(folder: epath.Path) -> list[epath.Path]:
+    """What a folder holds; a bucket has no empty folders."""
+    try:
+        return list(folder.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def _write(assets: _Assets, finisher: Finisher, outcome: Outcome, work: list[int]) -> dict:

@@ -3,7 +3,7 @@
 pip install "jax3d-assets[ray]"
 python launch/ray_sweep.py MANIFEST.jsonl --out DIR [--chunk 64] [--workers N] [--gpus 1]
 
-Every option of `jax3d sweep` applies; `DIR` is seen by all machines, or is a bucket's URL. An actor
+Every option of `jax3d sweep` applies; `DIR` is seen by all machines, or is a gs:// URL. An actor
 stands for one accelerator host and takes chunks of the manifest; when it dies, its chunk goes to
 the next free actor, which finds the checkpoints by the chunk's name and goes on from there, and
 another actor is asked for. Calling the script again makes what is missing.
@@ -151,7 +151,7 @@ def main(argv: list[str]) -> int:
         run(args, lambda: actor.remote(command, stored), chunks, min(workers, len(chunks)))
         ray.shutdown()
         rows = generate(*claim, config=command.engine)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"ray_sweep: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(ledger.summary(rows, command.dollars_per_hour))

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -82,6 +83,7 @@ def run(capsys, *argv):
         (["generate", "a red chair", "--config", "nowhere.py"], "nowhere.py"),
         (["generate", "a red chair", "--prior", "nowhere.safetensors"], "nowhere"),
         (["generate", "a red chair", "--out", "/proc/nowhere"], "/proc/nowhere"),
+        (["generate", "a red chair", "--out", "s3://bucket/props"], "not to s3://"),
         (["generate", "a red chair", "--candidates", "0"], "candidates is 0"),
         (["generate", "a red chair", "--cpu-devices", "0"], "cpu-devices is 0"),
         (["sweep"], "no manifest"),
@@ -95,6 +97,13 @@ def test_mistakes_end_in_one_line_and_code_two(capsys, argv, message):
     assert err.startswith("jax3d: ")
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_a_missing_extra_is_told(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    code, err = run(capsys, "generate", "a red chair", "--out", "gs://bucket/props")
+    assert code == 2
+    assert "install gcsfs" in err
 
 
 def test_a_sweep_tells_what_it_cost(capsys, tmp_path):

@@ -10,6 +10,7 @@ host: what was saved on eight devices is read on one.
 """
 
 import json
+import os
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
@@ -23,8 +24,18 @@ from orbax.checkpoint import v1 as ocp
 Json = Any
 
 
+def demand_storage(root: epath.PathLike) -> None:
+    """Raises `ValueError` for a place that Orbax does not know: it writes to paths and to gs://."""
+    scheme, url, _ = os.fspath(root).partition("://")
+    if url and scheme != "gs":
+        raise ValueError(
+            f"{root}: checkpoints go to a local path or a gs:// URL, not to {scheme}://; mount the "
+            "bucket as a folder and name that"
+        )
+
+
 class Checkpoints:
-    """The checkpoints in one folder, which may be a bucket's URL."""
+    """The checkpoints in one folder, which may be a gs:// URL."""
 
     def __init__(self, root: epath.PathLike, keep: int = 2, *, mine: bool = True):
         """Opens the folder and makes it where it is missing; the newest `keep` are kept.
