@@ -7,7 +7,7 @@ Adam -> the representation's own adaptation. Every random number comes from the 
 the step's number, so an asset is the same alone, among others, and after a resume.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -197,18 +197,6 @@ def run_block(
         return lax.scan(lambda states, _: each((states, conds, knobs)), states, length=k)
 
     return jax.jit(block, donate_argnums=0)
-
-
-def blocks(config: AssetConfig, k: int, start: int = 0) -> Iterator[tuple[int, int]]:
-    """Cut the stages into blocks of at most `k` steps, from step `start` on: (steps, size)."""
-    begin = 0
-    for stage in config.stages:
-        done = min(max(start - begin, 0), stage.steps)
-        begin += stage.steps
-        while done < stage.steps:
-            length = min(k, stage.steps - done)
-            yield length, stage.size
-            done += length
 
 
 def knobs(

@@ -162,15 +162,6 @@ def test_sample_look_keeps_its_promises():
     np.testing.assert_allclose(np.linalg.norm(late.light, axis=-1), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("start", [0, 3, 10, 12, 25, 30])
-def test_blocks_cover_the_steps_that_are_left(start):
-    config = AssetConfig(stages=(Stage(10, 32), Stage(15, 64)))
-    cut = list(asset.blocks(config, 4, start))
-    sizes = [size for length, size in cut for _ in range(length)]
-    assert sizes == ([32] * 10 + [64] * 15)[start:]
-    assert all(length <= 4 for length, _ in cut)
-
-
 def test_sds_recovers_the_pictures_of_the_empirical_critic():
     key = jax.random.key(4)
     images = jax.random.uniform(key, (8, SIZE, SIZE, 3))
