@@ -57,9 +57,9 @@ class Worker:
         """Where it is."""
         return f"pid {os.getpid()} on {socket.gethostname()}"
 
-    def make(self, chunk: range) -> int:
-        """Makes what is missing of a chunk; returns how many assets that was."""
-        command, made = self.command, []
+    def make(self, chunk: range) -> tuple[int, int]:
+        """Makes what is missing of a chunk; returns how many assets that was, in how many steps."""
+        command, made, steps = self.command, [], [0]
         generate(
             command.whole_recipe(),
             self.critic,
@@ -68,9 +68,10 @@ class Worker:
             config=command.engine,
             share=chunk,
             worker=name(chunk),
+            report=lambda progress: steps.append(progress.steps),
             finished=made.append,
         )
-        return len(made)
+        return len(made), steps[-1]
 
 
 def name(chunk: range) -> str:
@@ -110,7 +111,8 @@ def run(args: Args, hire, chunks: list[range], workers: int) -> None:
             where = answer
         else:
             dead = 0
-            print(f"{name(chunk)}: {answer} assets made", flush=True)
+            assets, steps = answer
+            print(f"{name(chunk)}: {assets} assets made in {steps} steps", flush=True)
         if queue:
             chunk = queue.popleft()
             print(f"{name(chunk)}: taken by {where}", flush=True)
