@@ -93,7 +93,6 @@ class Work:
             self.critic.params,
             self.task,
             config,
-            self.over,
         )
         # `sweep.run` compiles anew for each call; here the compiled functions are kept.
         program = sweep._Program(swept, parallel.assets_mesh(), self.task(0))

@@ -33,7 +33,6 @@ from jax3d.optimize.checkpoint import Checkpoints, demand_storage
 from jax3d.optimize.sweep import Outcome, SweepConfig, Task
 from jax3d.priors.base import Critic
 from jax3d.recipe import Recipe
-from jax3d.render import sparse
 
 PARAMS = "params.safetensors"
 """An asset's parameters, kept while its candidates are compared."""
@@ -204,9 +203,7 @@ def _sweep(assets: _Assets, finisher: Finisher, todo, config, worker, report, fi
         norms = [track.residual_norm for track in block.tracks]
         report(Progress(taken, total, norms, block.finished))
 
-    # The assets of a batch are the same numbers either way; see `sparse.Plan.over`.
-    over = sparse.plan().over
-    sweep = engine.Sweep(optimiser, sizes, critic.params, assets.task, config, over)
+    sweep = engine.Sweep(optimiser, sizes, critic.params, assets.task, config)
     checkpoints = Checkpoints(folder / worker, config.keep)
     others = [Checkpoints(p, mine=False) for p in _within(folder) if p.name != worker]
     engine.run(sweep, todo, passed_on, told, checkpoints, others)

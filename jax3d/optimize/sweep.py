@@ -27,6 +27,7 @@ from jax3d.optimize import parallel
 from jax3d.optimize.asset import Optimiser
 from jax3d.optimize.checkpoint import Checkpoints
 from jax3d.optimize.parallel import Over, Slot
+from jax3d.render import sparse
 from jax3d.types import AssetState, Condition, Knobs, Params
 
 Status = Literal["running", "done", "plateau", "nonfinite"]
@@ -40,10 +41,15 @@ MOST_WRITERS = 8
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """How the engine runs. Only `patience` and `tolerance` change what an asset becomes."""
+    """How the engine runs. Only `patience` and `tolerance` change what an asset becomes, save for
+    the rounding that `over` tells of."""
 
     slots: int | None = None
     """Assets in a program at once; None takes as many as the devices' memory holds."""
+    over: Over | None = None
+    """How a device takes its assets. One by one ("map"), an asset is the same to the last bit in
+    any company; as a batch ("vmap"), its sums are rounded by the size of the batch. None: "map" on
+    a CPU, "vmap" elsewhere, which are the faster ones."""
     block: int = 20
     """Steps between two looks at the numbers."""
     checkpoint_every: int = 25
@@ -126,7 +132,6 @@ class Sweep:
     """The task of an asset by its index; called when it enters, so that a long queue costs
     nothing."""
     config: SweepConfig = field(default_factory=SweepConfig)
-    over: Over = "vmap"
     backend: Literal["shard_map", "pmap"] = "shard_map"
     devices: Sequence[jax.Device] | None = None
     """By default those of this process."""
@@ -178,6 +183,7 @@ class _Program:
 
     def __init__(self, sweep: Sweep, mesh, example: Task):
         self.sweep, self.mesh = sweep, mesh
+        self.over = sweep.config.over or sparse.plan().over
         self.prior_params = parallel.place(mesh, sweep.prior_params, over_assets=False)
         self.init = jax.jit(sweep.optimiser.init)
         self.slot = self.fill(example, self.init(example.knobs))
@@ -207,7 +213,7 @@ class _Program:
         """The block of steps at one resolution, over all devices."""
         sweep = self.sweep
         steps = parallel.block(sweep.optimiser.step, sweep.config.block, size)
-        return parallel.pmap_assets(steps, self.mesh, over=sweep.over, backend=sweep.backend)
+        return parallel.pmap_assets(steps, self.mesh, over=self.over, backend=sweep.backend)
 
     def block(self, size: int, count: int):
         """The same, compiled for this many slots: that time belongs to no asset."""
@@ -234,7 +240,7 @@ class _Program:
         budget -= parallel.bytes_of(self.prior_params)
         pools = 2 * len(self.sweep.sizes)  # each stage has its slots, and as many may wait for it
         each = pools * parallel.bytes_of(self.slot)
-        if self.sweep.over == "vmap":
+        if self.over == "vmap":
             # What a program needs beside its arguments grows in proportion to its assets.
             one, two = (self._temporaries(n * self.mesh.size) for n in (1, 2))
             each += max(two - one, 0)

@@ -58,7 +58,7 @@ def swept(
         [stage.size for stage in STAGES],
         DATA,
         task,
-        SweepConfig(**{"block": 5, **config}),
+        SweepConfig(**{"block": 5, "over": "vmap", **config}),
         devices=jax.devices()[:devices],
     )
     sweep.run(this, indices, finished or keep, report or reports.append, checkpoints)
@@ -89,7 +89,7 @@ def test_every_asset_takes_its_own_steps(undisturbed):
         assert outcome.track.device_seconds > 0
 
 
-@pytest.mark.parametrize(("slots", "devices"), [(1, 1), (3, 1), (4, 2), (8, 4)])
+@pytest.mark.parametrize(("slots", "devices"), [(1, 1), (3, 1), (4, 2), (8, 8)])
 def test_slots_devices_and_neighbours_change_no_asset(undisturbed, slots, devices):
     outcomes, _ = swept([7, 3, 0, 10, 1, 9, 2, 8, 4, 6, 5], slots=slots, devices=devices)
     for index, outcome in outcomes.items():
@@ -185,7 +185,7 @@ def test_the_devices_own_error_is_understood():
 
 
 def test_slots_follow_from_the_memory(monkeypatch):
-    this = Sweep(OPTIMISER, [SIZE], DATA, task, SweepConfig(), devices=jax.devices()[:2])
+    this = Sweep(OPTIMISER, [SIZE], DATA, task, SweepConfig(over="vmap"), devices=jax.devices()[:2])
     mesh = sweep.parallel.assets_mesh(this.devices)
     program = sweep._Program(this, mesh, task(0))
     one = sweep.parallel.bytes_of(program.slot)
