@@ -1,4 +1,4 @@
-"""Shared test set-up: four CPU devices, quick compilation, checked shapes."""
+"""Shared test set-up: eight CPU devices, quick compilation, checked shapes."""
 
 import os
 
@@ -6,7 +6,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The tests compile much and compute little: without LLVM's optimisation they take half the time.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 
 import jax

@@ -52,7 +52,7 @@ def alone():
     return mapped(devices=1)(slots(range(8)), DATA)[0]
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("devices", [2, 4, 8])
 @pytest.mark.parametrize(("over", "backend"), [("vmap", "pmap"), ("map", "shard_map")])
 def test_devices_backends_and_ways_give_the_same_assets(alone, devices, over, backend):
     assert_close(mapped(devices, over, backend)(slots(range(8)), DATA)[0], alone)
@@ -95,18 +95,6 @@ def test_a_nan_freezes_its_asset_and_touches_no_other(over):
         others = np.arange(8) != 3
         np.testing.assert_array_equal(sick_leaf[others], whole_leaf[others])
         np.testing.assert_array_equal(sick_leaf[3], short_leaf[3])
-
-
-def test_two_hundred_steps_stay_within_tolerance_on_any_devices():
-    # The promise: identical draws, results within this tolerance after 200 steps of Adam.
-    many = [
-        mapped(devices, over, k=200)(slots(range(4), until=200), DATA)[0].state.params
-        for devices, over in ((1, "vmap"), (4, "vmap"), (2, "map"))
-    ]
-    for other in many[1:]:
-        for a, b in zip(leaves(many[0]), leaves(other), strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-2)
-            assert np.median(np.abs(a - b)) < 1e-5
 
 
 @pytest.fixture
