@@ -288,8 +288,9 @@ def _make(command: _Making, jobs: list[Job], **options) -> list[dict]:
         def report(progress: generation.Progress):
             steps = progress.steps / (time.perf_counter() - started)
             assets = 3600 * steps * len(jobs) / progress.total
-            norms = ", ".join(f"{x:.3f}" for x in progress.residual_norms[:8])
-            rate = f"{steps:.2f} steps/s, {assets:.0f} assets/h, residual norms {norms}"
+            low, high = min(progress.residual_norms), max(progress.residual_norms)
+            norms = f"residual norms {low:.2f} to {high:.2f}"
+            rate = f"{steps:.2f} steps/s, {assets:.0f} assets/h, {norms}"
             bar.update(task, completed=progress.steps, total=progress.total, rate=rate)
 
         def finished(record: dict):
