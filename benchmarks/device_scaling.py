@@ -6,8 +6,8 @@ Each count runs in a process of its own, on that many forced CPU devices, and ta
 device through the engine's blocks of steps. The table tells the seconds of a step, wall and CPU,
 and how far eight pictures of asset 0 are, after all blocks, from those that one device comes to:
 mean and greatest difference of a colour, in [0, 1]. What it shows is that the devices do the same
-work and add none: CPU time an asset stays. Wall time can fall to the number of cores and no further;
-eight devices on two cores take four times as long as two.
+work and add none: CPU time an asset stays. Wall time can fall to the number of cores and no
+further; eight devices on two cores take four times as long as two.
 """
 
 import json

@@ -3,6 +3,8 @@
 import os
 import shutil
 import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -153,6 +155,21 @@ def test_simplification_keeps_the_budget_and_the_shape(budget):
     assert meshing.simplify(mesh, budget) is mesh
     radius = np.linalg.norm(mesh.vertices - np.array([0.1, 0, -0.05]), axis=-1)
     np.testing.assert_allclose(radius, RADIUS, rtol=0.06)
+
+
+def test_threads_simplify_their_own_meshes():
+    spheres = [extract(sphere, resolution=n) for n in (24, 32, 40, 48)] * 8
+    alone = [meshing.simplify(mesh, 300) for mesh in spheres[:4]]
+    patience = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(lambda mesh: meshing.simplify(mesh, 300), spheres))
+    finally:
+        sys.setswitchinterval(patience)
+    for mesh, same in zip(together, alone * 8, strict=True):
+        np.testing.assert_array_equal(mesh.vertices, same.vertices)
+        np.testing.assert_array_equal(mesh.faces, same.faces)
 
 
 def test_a_frayed_surface_is_seen_on_coarser_grids(monkeypatch):

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -102,6 +103,11 @@ def test_slots_are_filled_again_at_once():
     idle = [report for report in reports if len(report.tracks) < 3]
     assert all(report.finished + 2 * 3 >= 11 - 3 for report in idle)
     assert sum(report.steps for report in reports) == sum(task(k).ends[-1] for k in range(11))
+
+
+def test_assets_are_finished_several_at_once():
+    pair = threading.Barrier(2, timeout=120)
+    swept(range(4), slots=4, writers=2, finished=lambda outcome: pair.wait())
 
 
 def test_a_plateau_stops_an_asset_and_frees_its_slot(undisturbed):
