@@ -9,22 +9,10 @@ import sys
 
 import numpy as np
 import pytest
+from toys import recipe_file
 
 from jax3d import cli, cluster, image, recipe
 
-CONFIG = """
-from jax3d.fields.triplane import TriplaneConfig
-from jax3d.mesh import MeshConfig
-from jax3d.optimize.asset import AssetConfig, Stage
-from jax3d.recipe import Pictures, Recipe
-
-recipe = Recipe(
-    field=TriplaneConfig(resolution=16, channels=4, levels=2, hidden=8, coarse=8, samples=8),
-    optimise=AssetConfig(views=1, stages=(Stage(4, 16),)),
-    mesh=MeshConfig(resolution=24, faces=200, texture=32),
-    pictures=Pictures(size=16, frames=0),
-)
-"""
 ROWS = [{"prompt": "a red chair", "steps": 3 + k % 3} for k in range(6)]
 COMMAND = "import sys; from jax3d.cli import main; sys.exit(main())"
 
@@ -38,7 +26,7 @@ def free_port():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
-    (folder / "recipe.py").write_text(CONFIG)
+    (folder / "recipe.py").write_text(recipe_file(steps=4))
     (folder / "jobs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return folder
 

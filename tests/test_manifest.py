@@ -88,3 +88,10 @@ def test_a_job_overrides_the_recipe():
     assert JOBS[0].recipe(Recipe()) == Recipe()
     with pytest.raises(ValueError, match=r"knobs\.lr has 3 numbers"):
         Job("a cat", knobs={"lr": (1.0, 2.0, 3.0)}).recipe(Recipe()).knobs_of(0)
+
+
+def test_chunks_hold_every_asset_once():
+    assert manifest.chunks(7, 3) == [range(0, 3), range(3, 6), range(6, 7)]
+    assert manifest.chunks(0, 3) == []
+    with pytest.raises(ValueError, match="chunk is 0"):
+        manifest.chunks(7, 0)

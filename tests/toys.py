@@ -74,3 +74,20 @@ def linear_weights(dtype=jnp.float32):
         "encoder": jnp.arange(6, dtype=dtype).reshape(3, 2) / 6,
         "unet": jnp.array([[0.5, 0.1], [-0.2, 0.7]], dtype),
     }
+
+
+def recipe_file(steps: int) -> str:
+    """The text of a config whose assets take seconds."""
+    return f"""
+from jax3d.fields.triplane import TriplaneConfig
+from jax3d.mesh import MeshConfig
+from jax3d.optimize.asset import AssetConfig, Stage
+from jax3d.recipe import Pictures, Recipe
+
+recipe = Recipe(
+    field=TriplaneConfig(resolution=16, channels=4, levels=2, hidden=8, coarse=8, samples=8),
+    optimise=AssetConfig(views=1, stages=(Stage({steps}, 16),)),
+    mesh=MeshConfig(resolution=24, faces=200, texture=32),
+    pictures=Pictures(size=16, frames=0),
+)
+"""

@@ -15,6 +15,7 @@ import sys
 import time
 
 import pytest
+from toys import recipe_file
 
 pytest.importorskip("gcsfs")
 pytest.importorskip("gcp_storage_emulator")
@@ -37,19 +38,6 @@ def told(request, response, storage, *args, **kwargs):
 objects.download = told
 from gcp_storage_emulator.server import create_server
 create_server("localhost", int(sys.argv[1]), in_memory=True, default_bucket="bucket").run()
-"""
-CONFIG = """
-from jax3d.fields.triplane import TriplaneConfig
-from jax3d.mesh import MeshConfig
-from jax3d.optimize.asset import AssetConfig, Stage
-from jax3d.recipe import Pictures, Recipe
-
-recipe = Recipe(
-    field=TriplaneConfig(resolution=16, channels=4, levels=2, hidden=8, coarse=8, samples=8),
-    optimise=AssetConfig(views=1, stages=(Stage(20, 16),)),
-    mesh=MeshConfig(resolution=24, faces=200, texture=32),
-    pictures=Pictures(size=16, frames=0),
-)
 """
 # Dies by SIGKILL after so many blocks, if it takes so many, and tells where it began.
 SWEEP = """
@@ -107,7 +95,7 @@ def env():
 def test_a_sweep_into_a_bucket_goes_on_after_a_kill(env, tmp_path):
     jobs, config = tmp_path / "jobs.jsonl", tmp_path / "recipe.py"
     jobs.write_text(3 * (json.dumps({"prompt": "a red chair"}) + "\n"))
-    config.write_text(CONFIG)
+    config.write_text(recipe_file(steps=20))
     options = ["--config", str(config), "--engine.block", "2", "--engine.checkpoint-every", "1"]
     options += ["--engine.slots", "2", "--cpu-devices", "1"]
 

@@ -12,32 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toys import recipe_file
 
-from jax3d import cli, image, manifest, recipe
+from jax3d import cli, image, recipe
 
 pytest.importorskip("ray")
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "ray_sweep.py"
-CONFIG = """
-from jax3d.fields.triplane import TriplaneConfig
-from jax3d.mesh import MeshConfig
-from jax3d.optimize.asset import AssetConfig, Stage
-from jax3d.recipe import Pictures, Recipe
-
-recipe = Recipe(
-    field=TriplaneConfig(resolution=16, channels=4, levels=2, hidden=8, coarse=8, samples=8),
-    optimise=AssetConfig(views=1, stages=(Stage(20, 16),)),
-    mesh=MeshConfig(resolution=24, faces=200, texture=32),
-    pictures=Pictures(size=16, frames=0),
-)
-"""
-
-
-def test_chunks_hold_every_asset_once():
-    assert manifest.chunks(7, 3) == [range(0, 3), range(3, 6), range(6, 7)]
-    assert manifest.chunks(0, 3) == []
-    with pytest.raises(ValueError, match="chunk is 0"):
-        manifest.chunks(7, 0)
 
 
 def test_a_mistake_ends_before_any_machine_is_asked_for(tmp_path):
@@ -52,7 +33,7 @@ def test_a_mistake_ends_before_any_machine_is_asked_for(tmp_path):
 def test_a_killed_actor_loses_nothing_and_does_nothing_twice(tmp_path):
     jobs, config = tmp_path / "jobs.jsonl", tmp_path / "recipe.py"
     jobs.write_text(6 * (json.dumps({"prompt": "a red chair"}) + "\n"))
-    config.write_text(CONFIG)
+    config.write_text(recipe_file(steps=20))
     out, whole = tmp_path / "out", tmp_path / "whole"
     argv = [sys.executable, str(SCRIPT), str(jobs), "--config", str(config), "--out", str(out)]
     argv += ["--chunk", "3", "--workers", "2", "--cpus", "0.5", "--engine.slots", "2"]
