@@ -281,7 +281,7 @@ def _make(command: _Making, jobs: list[Job], **options) -> list[dict]:
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    made = 0
+    made = set()
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(f"{len(jobs)} assets", total=1, rate="compiling")
 
@@ -289,16 +289,16 @@ def _make(command: _Making, jobs: list[Job], **options) -> list[dict]:
             steps = progress.steps / (time.perf_counter() - started)
             assets = 3600 * steps * len(jobs) / progress.total
             low, high = min(progress.residual_norms), max(progress.residual_norms)
-            norms = f"residual norms {low:.2f} to {high:.2f}"
+            norms = f"residual {low:.2f} to {high:.2f}"
             rate = f"{steps:.2f} steps/s, {assets:.0f} assets/h, {norms}"
             bar.update(task, completed=progress.steps, total=progress.total, rate=rate)
 
         def finished(record: dict):
-            nonlocal made
-            made += 1
+            made.add(record["index"])
             shown = {k: round(v, 3) for k, v in record["metrics"].items()}
             trouble = record.get("error", "")
-            bar.print(f"{record['prompt']!r} {shown} {trouble}", markup=False)
+            what = f"{record['prompt']!r}, seed {record['seed']}"
+            bar.print(f"{what}: {shown} {trouble}", markup=False)
 
         rows = generation.generate(
             command.whole_recipe(),
@@ -313,7 +313,7 @@ def _make(command: _Making, jobs: list[Job], **options) -> list[dict]:
         )
     seconds = time.perf_counter() - started
     console.print(
-        f"{made} assets in {seconds:.0f} s ({3600 * made / seconds:.1f} assets/h): "
+        f"{len(made)} assets in {seconds:.0f} s ({3600 * len(made) / seconds:.1f} assets/h): "
         f"open {command.out}/index.html",
         soft_wrap=True,
     )

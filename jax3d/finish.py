@@ -73,7 +73,9 @@ class Finisher:
         captions = [own, *(c for c in self._captions if c != own)]
         verdict = scorer.judge(self._scorer, views, captions, [spec.name] * len(views))
         found = scorer.scores(verdict, np.zeros(len(views), int), [spec] * len(views), azimuth)
-        return {k: v for k, v in found._asdict().items() if not np.isnan(v)}
+        shares = {k: v for k, v in found._asdict().items() if not np.isnan(v)}
+        # Shares of eight views are often equal; how near the views are to the caption is not.
+        return shares | {"similarity": float(verdict.similarity[:, 0].mean())}
 
     def look(self, params: Params, prompt: str, folder: Path) -> dict[str, float]:
         """Writes eight views in a row and returns what the scorer says of them."""

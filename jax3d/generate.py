@@ -37,6 +37,9 @@ from jax3d.recipe import Recipe
 PARAMS = "params.safetensors"
 """An asset's parameters, kept while its candidates are compared."""
 
+MERITS = ("r_precision", "name", "color", "azimuth", "similarity")
+"""The metrics by which candidates are compared, each where those before it are equal."""
+
 
 class Progress(NamedTuple):
     """What is known after a block of steps."""
@@ -80,7 +83,7 @@ def generate(
       overwrite: Whether what the folder holds may be lost; not together with `share`.
       report: Called after every block of steps.
       finished: Called with the record of each asset when its files are written, in other threads
-        but never twice at once.
+        but never twice at once; with that of the best candidate again when it has its mesh.
 
     Raises:
       ValueError: The critic does not understand a prompt, a value does not fit the recipe, the
@@ -279,7 +282,7 @@ def _keep_best(
         records = ledger.records(assets.out, folders)
         if len(records) < candidates:
             continue  # another worker's, and still on its way
-        best = max(folders, key=lambda name: _merit(records[name]))  # the first among equals
+        best = max(folders, key=lambda name: _merit(records[name]))
         for name in sorted(folders, key=lambda name: name != best):
             target = assets.out / name
             if not (target / PARAMS).exists():
@@ -294,7 +297,8 @@ def _keep_best(
                     (local / "asset.json").write_text(json.dumps(record, indent=1) + "\n")
                 _publish(local, target)
             (target / PARAMS).unlink()
-            finished(record)
+            if name == best:
+                finished(record)
 
 
 def _merit(record: dict) -> tuple[float, ...]:
@@ -302,7 +306,7 @@ def _merit(record: dict) -> tuple[float, ...]:
     whole = float(record["status"] != "nonfinite")
     return (
         whole,
-        *(metrics.get(name, 0.0) for name in ("r_precision", "name", "color", "azimuth")),
+        *(metrics.get(name, 0.0) for name in MERITS),
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from jax3d import ledger
 from jax3d.fields.triplane import TriplaneConfig
-from jax3d.generate import PARAMS, generate
+from jax3d.generate import MERITS, PARAMS, generate
 from jax3d.manifest import Job
 from jax3d.mesh import MeshConfig
 from jax3d.optimize.asset import AssetConfig, Stage
@@ -128,7 +128,8 @@ def test_the_best_candidate_gets_the_mesh(tmp_path, critic):
     records = []
     generate(TINY, critic, jobs, tmp_path, config=CONFIG, candidates=3, finished=records.append)
     rows = list(csv.DictReader((tmp_path / "ledger.csv").read_text().splitlines()))
-    merit = [[float(row[k]) for k in ("r_precision", "name", "color", "azimuth")] for row in rows]
+    merit = [[float(row[k]) for k in MERITS] for row in rows]
+    assert len({row[-1] for row in merit}) == 3
     best = merit.index(max(merit))
     assert [row["best"] for row in rows] == [str(k == best) for k in range(3)]
     for k, row in enumerate(rows):
@@ -138,7 +139,9 @@ def test_the_best_candidate_gets_the_mesh(tmp_path, critic):
         assert not (folder / PARAMS).exists()
     page = (tmp_path / "index.html").read_text()
     assert page.count('"folder"') == 1
-    assert len(records) == 6  # each once when it was looked at, once when it was compared
+    # Each when it was looked at, and the best when it has its mesh.
+    assert sorted(record["index"] for record in records) == sorted([0, 1, 2, best])
+    assert records[-1]["best"]
 
 
 def test_the_summary_tells_the_cost():
