@@ -4,8 +4,9 @@ The promise, over 200 steps of Adam:
 - its random bits are identical, and what is drawn from them is but for the last digit;
 - assets that a device takes one by one (`over="map"`) are the same to the last bit in any company;
 - as a batch ("vmap"), where sums are rounded by the size of the batch, colours of its pictures, in
-  [0, 1], stay within 1e-3 on average; here also within 0.05 at the worst pixel. Parameters can be
-  further apart: Adam makes whole steps of the rounding of a gradient that is zero.
+  [0, 1], stay within 1e-3 on average; here also within 0.05 at the worst pixel. Parameters that
+  always have a gradient stay within 1e-2, half of them within 1e-5; others can be further apart,
+  as Adam makes whole steps of the rounding of a gradient that is zero.
 """
 
 import jax
@@ -72,19 +73,19 @@ class Made:
         place, state = seeds.index(SEED), done.state
         self.leaves = [np.asarray(leaf[place]) for leaf in jax.tree.leaves(state)]
         self.metrics = {name: np.asarray(x[place]) for name, x in metrics.items()}
-        params = jax.tree.map(lambda x: x[place], state.params)
+        self.params = jax.tree.map(lambda x: np.asarray(x[place]), state.params)
         show = lambda params: field.render(params, None, AROUND, Look.albedo(), (SIZE, SIZE)).rgb  # noqa: E731
-        self.pictures = np.asarray(jax.jit(show)(params))
+        self.pictures = np.asarray(jax.jit(show)(self.params))
 
 
 @pytest.mark.parametrize(
-    "field",
+    ("field", "all_seen"),
     [
-        pytest.param(pages(4, SIZE), id="pages"),
-        pytest.param(triplane(FIELD), id="triplane", marks=pytest.mark.slow),
+        pytest.param(pages(4, SIZE), True, id="pages"),
+        pytest.param(triplane(FIELD), False, id="triplane", marks=pytest.mark.slow),
     ],
 )
-def test_an_asset_is_the_same_wherever_it_is_made(field):
+def test_an_asset_is_the_same_wherever_it_is_made(field, all_seen):
     alone = Made(field, [SEED], 1, "map")
     assert np.isfinite(alone.metrics["residual_norm"]).all()
     for layout in (([11, 9, 10, SEED], 4, "map"), ([7, 6, 5, 4, SEED, 2, 1, 0], 2, "map")):
@@ -105,3 +106,7 @@ def test_an_asset_is_the_same_wherever_it_is_made(field):
         apart = np.abs(other.pictures - alone.pictures)
         assert apart.mean() < 1e-3, where
         assert apart.max() < 0.05, where
+        for a, b in zip(*map(jax.tree.leaves, (alone.params, other.params)), strict=True):
+            if all_seen:
+                np.testing.assert_allclose(a, b, atol=1e-2, err_msg=where)
+                assert np.median(np.abs(a - b)) < 1e-5, where
