@@ -29,7 +29,7 @@ from jax3d.finish import Finisher, versions
 from jax3d.manifest import Job
 from jax3d.optimize import asset, flops
 from jax3d.optimize import sweep as engine
-from jax3d.optimize.checkpoint import Checkpoints, demand_storage
+from jax3d.optimize.checkpoint import Checkpoints, demand_storage, within
 from jax3d.optimize.sweep import Outcome, SweepConfig, Task
 from jax3d.priors.base import Critic
 from jax3d.recipe import Recipe
@@ -208,19 +208,11 @@ def _sweep(assets: _Assets, finisher: Finisher, todo, config, worker, report, fi
 
     sweep = engine.Sweep(optimiser, sizes, critic.params, assets.task, config)
     checkpoints = Checkpoints(folder / worker, config.keep)
-    others = [Checkpoints(p, mine=False) for p in _within(folder) if p.name != worker]
+    others = [Checkpoints(p, mine=False) for p in within(folder) if p.name != worker]
     engine.run(sweep, todo, passed_on, told, checkpoints, others)
     for each in (checkpoints, *others):
         each.close()
     (folder / worker).rmtree(missing_ok=True)
-
-
-def _within(folder: epath.Path) -> list[epath.Path]:
-    """What a folder holds; a bucket has no empty folders."""
-    try:
-        return list(folder.iterdir())
-    except FileNotFoundError:
-        return []
 
 
 def _write(assets: _Assets, finisher: Finisher, outcome: Outcome, work: list[int]) -> dict:
@@ -304,10 +296,7 @@ def _keep_best(
 def _merit(record: dict) -> tuple[float, ...]:
     metrics = record["metrics"]
     whole = float(record["status"] != "nonfinite")
-    return (
-        whole,
-        *(metrics.get(name, 0.0) for name in MERITS),
-    )
+    return (whole, *(metrics.get(name, 0.0) for name in MERITS))
 
 
 def _read_params(finisher: Finisher, target: epath.Path, local: Path):

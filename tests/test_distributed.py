@@ -3,24 +3,17 @@
 import csv
 import json
 import os
-import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from toys import recipe_file
+from toys import free_port, recipe_file
 
 from jax3d import cli, cluster, image, recipe
 
 ROWS = [{"prompt": "a red chair", "steps": 3 + k % 3} for k in range(6)]
 COMMAND = "import sys; from jax3d.cli import main; sys.exit(main())"
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("localhost", 0))
-        return one.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,6 @@
-"""Small stand-ins for the parts of an optimisation."""
+"""Small stand-ins for the parts of an optimisation, and what tests of processes share."""
+
+import socket
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +76,13 @@ def linear_weights(dtype=jnp.float32):
         "encoder": jnp.arange(6, dtype=dtype).reshape(3, 2) / 6,
         "unet": jnp.array([[0.5, 0.1], [-0.2, 0.7]], dtype),
     }
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return one.getsockname()[1]
 
 
 def recipe_file(steps: int) -> str:

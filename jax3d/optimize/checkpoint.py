@@ -34,6 +34,14 @@ def demand_storage(root: epath.PathLike) -> None:
         )
 
 
+def within(folder: epath.Path) -> list[epath.Path]:
+    """What a folder holds: nothing where it is missing, as a bucket's empty folders are."""
+    try:
+        return list(folder.iterdir())
+    except FileNotFoundError:
+        return []
+
+
 class Checkpoints:
     """The checkpoints in one folder, which may be a gs:// URL."""
 
@@ -61,10 +69,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The checkpoints that claim to be whole, oldest first."""
-        try:
-            return sorted(int(p.name) for p in self.root.iterdir() if p.name.isdigit())
-        except FileNotFoundError:
-            return []
+        return sorted(int(p.name) for p in within(self.root) if p.name.isdigit())
 
     def save(self, states: Any, about: Json) -> None:
         """Writes the next checkpoint in the background; waits for the one before.

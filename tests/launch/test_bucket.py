@@ -15,7 +15,7 @@ import sys
 import time
 
 import pytest
-from toys import recipe_file
+from toys import free_port, recipe_file
 
 pytest.importorskip("gcsfs")
 pytest.importorskip("gcp_storage_emulator")
@@ -71,9 +71,7 @@ print((props / "ledger.csv").read_text())
 @pytest.fixture
 def env():
     """The environment in which gs:// is a server of this machine."""
-    with socket.socket() as one:
-        one.bind(("localhost", 0))
-        port = one.getsockname()[1]
+    port = free_port()
     with subprocess.Popen([sys.executable, "-c", SERVER, str(port)]) as server:
         while True:
             try:
