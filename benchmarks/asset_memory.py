@@ -18,8 +18,8 @@ import tyro
 
 from jax3d import recipe as recipes
 from jax3d.optimize import asset, parallel
-from jax3d.optimize.sweep import Task, _Program
-from jax3d.priors import props
+from jax3d.optimize.engine import Task, _Program
+from jax3d.priors import embedded
 from jax3d.recipe import Recipe
 from jax3d.render import sparse
 
@@ -41,11 +41,11 @@ def main(args: Args) -> None:
     plan = sparse.CPU if args.plan == "cpu" else sparse.ACCELERATOR
     sparse.plan = lambda backend=None: plan
     recipe = Recipe() if args.config is None else recipes.load(args.config)
-    critic = props.open_critic()
-    made = asset.make(recipe.representation(), critic.prior, recipe.guide(critic), recipe.optimise)
+    critic = embedded.open_critic()
+    made = asset.make(recipe.representation(), critic.prior, recipe.guide(critic), recipe.optimize)
     knobs, cond = recipe.knobs_of(0), recipe.condition(critic, "a red chair")
     state = jax.eval_shape(made.init, knobs)
-    size = max(stage.size for stage in recipe.optimise.stages)
+    size = max(stage.size for stage in recipe.optimize.stages)
     slot = _Program.fill(Task(cond, knobs, (1,)), state)
     mib = 2**20
     sizes = {

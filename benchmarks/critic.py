@@ -17,13 +17,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jax3d import image, prompts
+from jax3d import camera, image, prompts
 from jax3d.data import prop_bank, prop_shapes, props
-from jax3d.finish import views_around
 from jax3d.metrics import scorer
-from jax3d.priors import props as embedded
-from jax3d.priors import sampling
-from jax3d.types import Camera
+from jax3d.priors import embedded, sampling
+from jax3d.types import Camera, Prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +76,7 @@ def figures(judge, pictures: np.ndarray, around: Camera, specs: list[props.Spec]
 def main(args: Args) -> None:
     """Prints the card."""
     critic, judge = embedded.open_critic(args.prior), scorer.load()
-    around = views_around(8, 15.0)
+    around = camera.around(8, 15.0)
     card, table = {}, Table("objects", "asked by", "class", "colour", "azimuth", "view word")
     for label, held_out in (("training", False), ("held out", True)):
         specs = choose(held_out, args.per_class)
@@ -87,7 +85,10 @@ def main(args: Args) -> None:
             sample = sampling.sampler(critic, mode, args.guidance_scale, args.steps)
             keys = jax.random.split(jax.random.key(0), len(specs))
             rows[mode] = np.stack(
-                [sample(k, props.caption(s), around) for k, s in zip(keys, specs, strict=True)]
+                [
+                    sample(k, Prompt(props.caption(s)), around)
+                    for k, s in zip(keys, specs, strict=True)
+                ]
             )
         for name, pictures in rows.items():
             card[f"{label}, {name}"] = found = figures(judge, pictures, around, specs)

@@ -45,15 +45,16 @@ def measure(devices: int, repeats: int, size: int) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from jax3d.finish import Finisher, views_around
+    from jax3d import camera
+    from jax3d.finish import Finisher
     from jax3d.optimize import asset, parallel
     from jax3d.optimize.parallel import Slot
-    from jax3d.priors import props
+    from jax3d.priors import embedded
     from jax3d.recipe import Recipe
     from jax3d.render import sparse
 
-    critic, recipe = props.open_critic(), Recipe()
-    made = asset.make(recipe.representation(), critic.prior, recipe.guide(critic), recipe.optimise)
+    critic, recipe = embedded.open_critic(), Recipe()
+    made = asset.make(recipe.representation(), critic.prior, recipe.guide(critic), recipe.optimize)
     knobs = asset.stack([recipe.knobs_of(seed) for seed in range(devices)])
     conds = asset.stack([recipe.condition(critic, "a red chair")] * devices)
     state = jax.jit(jax.vmap(made.init))(knobs)
@@ -75,7 +76,7 @@ def measure(devices: int, repeats: int, size: int) -> dict:
         wall.append(time.perf_counter() - start[0])
         cpu.append(time.process_time() - start[1])
     params = jax.tree.map(lambda x: x[0], jax.device_get(slots.state.params))
-    pictures = Finisher(recipe).pictures(params, views_around(8, 15.0))
+    pictures = Finisher(recipe).pictures(params, camera.around(8, 15.0))
     return {"wall": wall, "cpu": cpu, "pictures": pictures.tolist()}
 
 

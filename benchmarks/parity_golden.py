@@ -26,10 +26,10 @@ from rich.table import Table
 
 from jax3d import diffusion, prompts, weights
 from jax3d.guidance import perp_neg, score
-from jax3d.nn import clip_text, ldm, tokenizer, unet, vae
+from jax3d.nn import clip_text, tokenizer, unet, vae
 from jax3d.priors import folder as prior_folder
-from jax3d.priors import mvdream, schedulers, zero123
-from jax3d.types import Camera, TextCond
+from jax3d.priors import ldm, mvdream, schedulers, zero123
+from jax3d.types import Camera, Cond
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -469,7 +469,7 @@ def check_guidance(split: Path, path: Path, io: Arrays) -> Checks:
         jnp.radians(io["in_elevation"]),
         jnp.asarray(io["in_distance"]),
     )
-    words = TextCond(jnp.asarray(io["in_text_embeddings_vd_side_front_back_overhead"]))
+    words = Cond(jnp.asarray(io["in_text_embeddings_vd_side_front_back_overhead"]))
     views = len(camera.azimuth)
     null = jnp.repeat(jnp.asarray(io["in_uncond"]), views, 0)
     plain = jnp.repeat(jnp.asarray(io["in_text_embeddings"]), views, 0)

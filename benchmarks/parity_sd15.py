@@ -117,7 +117,7 @@ def step_memory() -> None:
     from jax3d import diffusion
     from jax3d.nn import unet, vae
     from jax3d.priors import stable_diffusion
-    from jax3d.types import TextCond
+    from jax3d.types import Cond
 
     net, coder = unet.from_config(CONFIG), vae.AutoencoderKL()
     weights = {"unet": unet.abstract_params(net), "vae": vae.abstract_params(coder)}
@@ -130,7 +130,7 @@ def step_memory() -> None:
         z, pullback = jax.vjp(lambda rgb: prior.encode(weights, key, rgb), rgb)
         noise = jax.random.normal(key, z.shape)
         z_t = jnp.repeat(diffusion.q_sample(abar, z, t, noise), 2, 0)
-        eps = prior.denoise(weights, z_t, jnp.repeat(t, 2), TextCond(tokens), None)
+        eps = prior.denoise(weights, z_t, jnp.repeat(t, 2), Cond(tokens), None)
         return pullback(diffusion.cfg(eps[:1], eps[1:], 7.5) - noise)[0]
 
     tokens = jax.ShapeDtypeStruct((2, 77, 768), jnp.float32)

@@ -17,15 +17,15 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jax3d import image
+from jax3d import camera, image
 from jax3d import recipe as recipes
 from jax3d.data import prop_bank, props
-from jax3d.finish import versions, views_around
+from jax3d.finish import versions
 from jax3d.generate import generate
 from jax3d.manifest import Job
 from jax3d.metrics import scorer
-from jax3d.optimize.sweep import SweepConfig
-from jax3d.priors import props as embedded
+from jax3d.optimize.engine import EngineConfig
+from jax3d.priors import embedded
 
 HERE = Path(__file__).parent
 CEILING_SEEDS = range(500, 504)
@@ -77,14 +77,14 @@ def main(args: Args) -> None:
     recipe = recipes.load(args.config) if args.config else recipes.Recipe()
     critic, judge = embedded.open_critic(args.prior), scorer.load()
     console = Console()
-    around = views_around(8, recipe.pictures.elevation)
+    around = camera.around(8, recipe.pictures.elevation)
     jobs = [Job(p, args.seed + k) for k, p in enumerate(prompts)]
     started = time.perf_counter()
 
     def finished(record: dict):
         console.print(f"{record['prompt']}: {time.perf_counter() - started:.0f} s")
 
-    config = SweepConfig(slots=args.slots)
+    config = EngineConfig(slots=args.slots)
     rows = generate(recipe, critic, jobs, args.out, config=config, finished=finished)
     strips = [image.read_image(args.out / row["path"] / "views.png") for row in rows]
     views = [strip.reshape(strip.shape[0], 8, -1, 3).swapaxes(0, 1) for strip in strips]

@@ -26,9 +26,9 @@ import tyro
 from jax3d import camera
 from jax3d.guidance.sds import sds
 from jax3d.optimize import asset
-from jax3d.priors import props as embedded
+from jax3d.priors import embedded
 from jax3d.recipe import Recipe
-from jax3d.types import Look
+from jax3d.types import Look, Prompt
 
 OVER = ("map", "vmap")
 
@@ -59,8 +59,8 @@ class Again:
 def steps(recipe: Recipe, count: int, size: int, critic) -> dict:
     """The optimisation step of `count` assets, by `map` and by `vmap`."""
     guidance = sds(critic.prior, recipe.guidance)
-    optimiser = asset.make(recipe.representation(), critic.prior, guidance, recipe.optimise)
-    conds = asset.stack([critic.encode_text("a red chair", recipe.negative)] * count)
+    optimiser = asset.make(recipe.representation(), critic.prior, guidance, recipe.optimize)
+    conds = asset.stack([critic.condition(Prompt("a red chair", recipe.negative))] * count)
     knobs = asset.stack([recipe.knobs_of(seed) for seed in range(count)])
 
     def program(over):
@@ -74,7 +74,7 @@ def steps(recipe: Recipe, count: int, size: int, critic) -> dict:
 def renders(recipe: Recipe, count: int, size: int) -> dict:
     """The gradient of `count` assets' pictures, by `map` and by `vmap`."""
     field = recipe.representation()
-    around = camera.orbit(jnp.linspace(0.0, 6.0, recipe.optimise.views), 0.3, 2.6, 0.75)
+    around = camera.orbit(jnp.linspace(0.0, 6.0, recipe.optimize.views), 0.3, 2.6, 0.75)
 
     def loss(params):
         out = field.render(params, None, around, Look.albedo(), (size, size))
@@ -118,7 +118,7 @@ def main(args: Args) -> None:
     first = args.counts[0]
     ratios = {(k, o, n): s / each[k, o, first] for (k, o, n), s in each.items()}
     timing.show(
-        f"CPU time of an asset, {recipe.optimise.views} views of {args.size} x {args.size} pixels",
+        f"CPU time of an asset, {recipe.optimize.views} views of {args.size} x {args.size} pixels",
         ["what", "over", "assets", "ms an asset", f"over A={first} (bar 1.2)"],
         [
             [*name[:2], str(name[2]), timing.spread(1e3 * s, 1), timing.spread(ratios[name])]

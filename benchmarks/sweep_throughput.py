@@ -27,11 +27,11 @@ import numpy as np
 import tyro
 
 from jax3d.fields.triplane import TriplaneConfig
-from jax3d.optimize import asset, parallel, sweep
+from jax3d.optimize import asset, engine, parallel
 from jax3d.optimize.asset import AssetConfig, Stage
 from jax3d.optimize.checkpoint import Checkpoints
-from jax3d.optimize.sweep import Sweep, SweepConfig, Task
-from jax3d.priors import props
+from jax3d.optimize.engine import EngineConfig, Sweep, Task
+from jax3d.priors import embedded
 from jax3d.recipe import Recipe
 from jax3d.render import sparse
 
@@ -60,20 +60,20 @@ class Work:
     """The recipe, the critic and the assets."""
 
     def __init__(self, args: Args):
-        critic = props.open_critic()
+        critic = embedded.open_critic()
         recipe = Recipe()
         if args.toy:
             field = TriplaneConfig(resolution=16, channels=4, levels=2, hidden=8, samples=8)
             stages = (Stage(1, 16), Stage(1, 32))
-            recipe = replace(recipe, field=field, optimise=AssetConfig(views=2, stages=stages))
+            recipe = replace(recipe, field=field, optimize=AssetConfig(views=2, stages=stages))
         # The same number of steps in both stages, in whole blocks: nothing rests in either.
         half = max(args.steps // 2 // args.block, 1) * args.block
-        stages = tuple(Stage(half, stage.size) for stage in recipe.optimise.stages)
-        recipe = replace(recipe, optimise=replace(recipe.optimise, stages=stages))
+        stages = tuple(Stage(half, stage.size) for stage in recipe.optimize.stages)
+        recipe = replace(recipe, optimize=replace(recipe.optimize, stages=stages))
         self.block, self.stages, self.critic = args.block, stages, critic
         self.over = sparse.plan().over
         self.optimiser = asset.make(
-            recipe.representation(), critic.prior, recipe.guide(critic), recipe.optimise
+            recipe.representation(), critic.prior, recipe.guide(critic), recipe.optimize
         )
         conds = [recipe.condition(critic, prompt) for prompt in PROMPTS]
         knobs = [recipe.knobs_of(seed) for seed in range(max((*args.counts, args.overhead)))]
@@ -86,7 +86,7 @@ class Work:
         With a folder it writes its checkpoints there, in a new one for each run: it would go on
         from the last run's.
         """
-        config = SweepConfig(slots=slots, block=self.block, checkpoint_every=1)
+        config = EngineConfig(slots=slots, block=self.block, checkpoint_every=1)
         swept = Sweep(
             self.optimiser,
             [stage.size for stage in self.stages],
@@ -94,14 +94,14 @@ class Work:
             self.task,
             config,
         )
-        # `sweep.run` compiles anew for each call; here the compiled functions are kept.
-        program = sweep._Program(swept, parallel.assets_mesh(), self.task(0))
+        # `engine.run` compiles anew for each call; here the compiled functions are kept.
+        program = engine._Program(swept, parallel.assets_mesh(), self.task(0))
 
         def run():
             left, known = list(range(assets)), set()
             checkpoints = Checkpoints(tempfile.mkdtemp(dir=folder)) if folder else None
             args = (left, known, lambda outcome: None, lambda report: None, checkpoints)
-            sweep._Run(program, slots, *args).go(())
+            engine._Run(program, slots, *args).go(())
             assert len(known) == assets
             if checkpoints:
                 assert checkpoints.steps()

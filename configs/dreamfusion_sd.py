@@ -23,7 +23,7 @@ recipe = Recipe(
     field=TriplaneConfig(
         resolution=256, hidden=64, samples=512, normals="analytic", learned_background=True
     ),
-    optimise=AssetConfig(
+    optimize=AssetConfig(
         camera=CameraConfig(
             elevation=(-10.0, 45.0),
             fovy=(40.0, 70.0),

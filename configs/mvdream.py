@@ -22,7 +22,7 @@ from jax3d.recipe import KnobValues, Recipe
 
 recipe = Recipe(
     field=TriplaneConfig(resolution=256, hidden=64, samples=512, learned_background=True),
-    optimise=AssetConfig(
+    optimize=AssetConfig(
         camera=CameraConfig(
             elevation=(0.0, 30.0),
             fovy=(15.0, 60.0),

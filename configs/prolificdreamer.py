@@ -21,7 +21,7 @@ from jax3d.recipe import KnobValues, Recipe
 
 recipe = Recipe(
     field=TriplaneConfig(resolution=256, hidden=64, samples=512, learned_background=True),
-    optimise=AssetConfig(
+    optimize=AssetConfig(
         camera=CameraConfig(
             elevation=(-10.0, 45.0),
             fovy=(40.0, 70.0),

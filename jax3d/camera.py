@@ -10,6 +10,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -125,6 +126,36 @@ def sample(key: Key, cfg: CameraConfig, n: int) -> Camera:
     center = cfg.center_jitter * jax.random.normal(keys[7], (n, 3))
     up = up + cfg.up_jitter * jax.random.normal(keys[8], (n, 3))
     return Camera(look_at(eye, center, up), fovy, azimuth, elevation, radius)
+
+
+def around(n: int, elevation: float) -> Camera:
+    """`n` cameras on a circle that starts at the front, as results are shown; elevation in degrees.
+
+    They see a ball of 0.95 m whole.
+    """
+    azimuth = 2 * jnp.pi * jnp.arange(n) / n
+    fovy = jnp.radians(42.0)
+    return orbit(azimuth, jnp.radians(elevation), 1.02 * 0.95 / jnp.sin(fovy / 2), fovy)
+
+
+def in_groups(camera: Camera, group: int) -> Camera:
+    """Cameras evenly spaced on a circle, reordered so that every `group` go all around it.
+
+    Raises:
+      ValueError: their number is no multiple of the group.
+    """
+    views = len(camera.fovy)
+    if views % group:
+        raise ValueError(
+            f"views={views}: this critic looks at {group} together; take a multiple of {group}"
+        )
+    order = np.arange(views).reshape(group, -1).T.ravel()
+    return jax.tree.map(lambda x: x[order], camera)
+
+
+def from_front(azimuth: Float[Array, "*v"]) -> Float[Array, "*v"]:
+    """Unsigned angle between an azimuth and the front's, in [0, pi]."""
+    return jnp.abs((azimuth + jnp.pi) % (2 * jnp.pi) - jnp.pi)
 
 
 def rays(camera: Camera, size: tuple[int, int]) -> Rays:

@@ -15,15 +15,14 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jax3d import camera as cameras
 from jax3d import cluster, image, ledger, manifest
 from jax3d import generate as generation
 from jax3d import recipe as recipes
-from jax3d.finish import views_around
 from jax3d.manifest import Job
+from jax3d.optimize.engine import EngineConfig
 from jax3d.optimize.parallel import host_cores
-from jax3d.optimize.sweep import SweepConfig
-from jax3d.priors import props as embedded
-from jax3d.priors import sampling
+from jax3d.priors import embedded, sampling
 from jax3d.priors.base import Critic
 from jax3d.priors.folder import open_prior
 from jax3d.recipe import Recipe
@@ -31,6 +30,7 @@ from jax3d.train.prior import PriorTraining
 from jax3d.train.prior import train as train_prior
 from jax3d.train.scorer import ScorerTraining
 from jax3d.train.scorer import train as train_scorer
+from jax3d.types import Prompt
 
 console = Console()
 
@@ -50,7 +50,7 @@ class _Making:
     steps: int | None = None
     """Stretches the recipe's stages to this many steps in all."""
     views: int | None = None
-    """Views a step; shorthand for --optimise.views."""
+    """Views a step; shorthand for --optimize.views."""
     prior: str = "embedded"
     """The critic: "embedded", the path of weights that `jax3d train prior` wrote, or a Stable
     Diffusion or MVDream folder in the official layout."""
@@ -61,7 +61,7 @@ class _Making:
     cpu_devices: int | None = None
     """On a CPU, the devices to split it into, each with assets of its own; None: one a core, as
     far as there are assets."""
-    engine: SweepConfig = dataclasses.field(default_factory=SweepConfig)
+    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Recipe)
 
     def whole_recipe(self) -> Recipe:
@@ -69,8 +69,8 @@ class _Making:
         recipe = self.recipe if self.steps is None else self.recipe.with_steps(self.steps)
         if self.views is None:
             return recipe
-        optimise = dataclasses.replace(recipe.optimise, views=self.views)
-        return dataclasses.replace(recipe, optimise=optimise)
+        optimize = dataclasses.replace(recipe.optimize, views=self.views)
+        return dataclasses.replace(recipe, optimize=optimize)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,11 +344,11 @@ def run_sample(command: Sample) -> None:
     scale = command.guidance_scale
     if scale is None:
         scale = 3.0 if critic.name == embedded.NAME else 7.5
-    camera = sampling.in_groups(views_around(command.views, 15.0), critic.prior.views)
+    camera = cameras.in_groups(cameras.around(command.views, 15.0), critic.prior.views)
     sample = sampling.sampler(critic, command.mode, scale, command.steps, command.method)
     keys = jax.random.split(jax.random.key(command.seed), len(command.prompts))
     rows = [
-        sample(key, prompt, camera, command.negative)
+        sample(key, Prompt(prompt, command.negative), camera)
         for key, prompt in zip(keys, command.prompts, strict=True)
     ]
     image.write_png(command.out, image.contact_sheet(np.concatenate(rows), command.views))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import jax3d
@@ -18,13 +17,6 @@ from jax3d.data import props
 from jax3d.metrics import scorer
 from jax3d.recipe import Recipe
 from jax3d.types import Camera, Look, Params
-
-
-def views_around(n: int, elevation: float) -> Camera:
-    """`n` cameras on a circle that starts at the front; elevation in degrees."""
-    azimuth = 2 * jnp.pi * jnp.arange(n) / n
-    fovy = jnp.radians(42.0)
-    return cameras.orbit(azimuth, jnp.radians(elevation), 1.02 * 0.95 / jnp.sin(fovy / 2), fovy)
 
 
 def versions() -> dict[str, str]:
@@ -79,7 +71,7 @@ class Finisher:
 
     def look(self, params: Params, prompt: str, folder: Path) -> dict[str, float]:
         """Writes eight views in a row and returns what the scorer says of them."""
-        around = views_around(8, self.recipe.pictures.elevation)
+        around = cameras.around(8, self.recipe.pictures.elevation)
         views = self.pictures(params, around)
         image.write_png(folder / "views.png", image.row(views))
         return self.measure(prompt, views, np.asarray(around.azimuth))
@@ -92,7 +84,7 @@ class Finisher:
         """
         pictures = self.recipe.pictures
         if pictures.frames:
-            frames = self.pictures(params, views_around(pictures.frames, pictures.elevation))
+            frames = self.pictures(params, cameras.around(pictures.frames, pictures.elevation))
             image.write_video(folder / "turntable.mp4", frames, fps=12)
             image.write_video(folder / "turntable.gif", frames, fps=12)
         made = self.mesh(params)
@@ -100,7 +92,7 @@ class Finisher:
         mesh.write_obj(folder / "mesh.obj", made)
         mesh.write_ply(folder / "mesh.ply", made)
         gallery.write_mesh_script(folder / "mesh.glb")
-        around = views_around(8, pictures.elevation)
+        around = cameras.around(8, pictures.elevation)
         reloaded = mesh.load_glb(folder / "mesh.glb")
         likeness = mesh.compare(reloaded, self.pictures(params, around), around, Look.albedo())
         image.write_png(folder / "mesh_views.png", image.row(likeness.rgb))

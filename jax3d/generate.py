@@ -27,10 +27,9 @@ from jax3d import gallery, ledger, weights
 from jax3d.data import props
 from jax3d.finish import Finisher, versions
 from jax3d.manifest import Job
-from jax3d.optimize import asset, flops
-from jax3d.optimize import sweep as engine
+from jax3d.optimize import asset, engine, flops
 from jax3d.optimize.checkpoint import Checkpoints, demand_storage, within
-from jax3d.optimize.sweep import Outcome, SweepConfig, Task
+from jax3d.optimize.engine import EngineConfig, Outcome, Task
 from jax3d.priors.base import Critic
 from jax3d.recipe import Recipe
 
@@ -60,7 +59,7 @@ def generate(
     jobs: Sequence[Job],
     out: epath.PathLike,
     *,
-    config: SweepConfig | None = None,
+    config: EngineConfig | None = None,
     candidates: int = 1,
     share: Iterable[int] | None = None,
     worker: str = "main",
@@ -96,7 +95,7 @@ def generate(
             "several workers cannot overwrite a folder: the last to begin would delete what the "
             "first have made. Remove it first, or choose another --out"
         )
-    config = SweepConfig() if config is None else config
+    config = EngineConfig() if config is None else config
     demand_storage(out)
     _demand_scores(jobs, candidates)
     assets = _Assets(recipe, critic, jobs, epath.Path(out), solid=candidates == 1)
@@ -131,7 +130,7 @@ class _Assets:
         """What the engine is told of an asset."""
         job = self.jobs[index]
         own = job.recipe(self.recipe)
-        ends = np.cumsum([stage.steps for stage in own.optimise.stages])
+        ends = np.cumsum([stage.steps for stage in own.optimize.stages])
         cond = self._condition(job.prompt, own.negative)
         return Task(cond, own.knobs_of(job.seed), tuple(map(int, ends)))
 
@@ -141,7 +140,7 @@ class _Assets:
 
 
 def _claim(
-    assets: _Assets, config: SweepConfig, candidates: int, overwrite: bool, worker: str
+    assets: _Assets, config: EngineConfig, candidates: int, overwrite: bool, worker: str
 ) -> None:
     """Makes the folder this run's own, or raises `ValueError` if it is another's."""
     what = (assets.recipe, assets.jobs, assets.critic.name, candidates)
@@ -179,9 +178,9 @@ def _sweep(assets: _Assets, finisher: Finisher, todo, config, worker, report, fi
         return
     recipe, critic, folder = assets.recipe, assets.critic, assets.out / "checkpoints"
     optimiser = asset.make(
-        recipe.representation(), critic.prior, recipe.guide(critic), recipe.optimise
+        recipe.representation(), critic.prior, recipe.guide(critic), recipe.optimize
     )
-    sizes = [stage.size for stage in recipe.optimise.stages]
+    sizes = [stage.size for stage in recipe.optimize.stages]
     first = assets.task(todo[0])
     state = jax.eval_shape(optimiser.init, first.knobs)
     work = {
@@ -231,7 +230,7 @@ def _write(assets: _Assets, finisher: Finisher, outcome: Outcome, work: list[int
         "critic": assets.critic.name,
         "residual_norm": track.residual_norm,
         "model_flops": sum(k * each for k, each in zip(taken, work, strict=True)),
-        "seconds": {"optimise": track.device_seconds},
+        "seconds": {"optimize": track.device_seconds},
         "recipe": dataclasses.asdict(job.recipe(assets.recipe)),
     }
     with tempfile.TemporaryDirectory() as name:

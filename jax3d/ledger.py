@@ -27,7 +27,7 @@ def row(folder: str, record: Mapping) -> dict:
         "best": record.get("best", ""),
         **{name: " ".join(f"{x:g}" for x in values) for name, values in record["knobs"].items()},
         **record["metrics"],
-        "device_seconds": record["seconds"]["optimise"],
+        "device_seconds": record["seconds"]["optimize"],
         "finish_seconds": record["seconds"]["finish"],
         "model_flops": record["model_flops"],
         "path": folder,

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax3d.types import Camera, TextCond
+from jax3d.camera import from_front
+from jax3d.types import Camera, Cond
 
 VIEWS = ("side", "front", "back", "overhead")
 """The order of the wordings everywhere."""
@@ -33,8 +34,8 @@ def hard_weights(camera: Camera) -> Float[Array, "*v 4"]:
     Front within 45 degrees of azimuth 0, back within 45 degrees of 180, overhead above 60 degrees
     of elevation, whatever the azimuth; else side.
     """
-    from_front = jnp.degrees(_from_front(camera))
-    view = jnp.where(from_front < 45, 1, jnp.where(from_front > 135, 2, 0))
+    turn = jnp.degrees(from_front(camera.azimuth))
+    view = jnp.where(turn < 45, 1, jnp.where(turn > 135, 2, 0))
     return jax.nn.one_hot(jnp.where(camera.elevation > OVERHEAD, 3, view), 4)
 
 
@@ -44,7 +45,7 @@ def soft_weights(camera: Camera) -> Float[Array, "*v 4"]:
     Linear in azimuth between front (0), side (90 degrees) and back (180 degrees), as in
     stable-dreamfusion; overhead takes over linearly between 45 and 75 degrees of elevation.
     """
-    quarters = _from_front(camera) / (jnp.pi / 2)
+    quarters = from_front(camera.azimuth) / (jnp.pi / 2)
     front = jnp.clip(1 - quarters, 0, 1)
     back = jnp.clip(quarters - 1, 0, 1)
     overhead = jnp.clip((camera.elevation - OVERHEAD) / math.radians(30.0) + 0.5, 0, 1)
@@ -52,11 +53,6 @@ def soft_weights(camera: Camera) -> Float[Array, "*v 4"]:
     return jnp.concatenate([around * (1 - overhead)[..., None], overhead[..., None]], axis=-1)
 
 
-def select(text: TextCond, weights: Float[Array, "*v 4"]) -> TextCond:
+def select(text: Cond, weights: Float[Array, "*v 4"]) -> Cond:
     """Mix the wordings `text[4, ...]` of one prompt to one text a view, `[*v, ...]`."""
     return jax.tree.map(lambda x: jnp.tensordot(weights, x, axes=1, precision="highest"), text)
-
-
-def _from_front(camera: Camera) -> Float[Array, "*v"]:
-    """Unsigned azimuth from the front, in [0, pi]."""
-    return jnp.abs((camera.azimuth + jnp.pi) % (2 * jnp.pi) - jnp.pi)

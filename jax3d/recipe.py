@@ -25,7 +25,7 @@ from jax3d.optimize import asset
 from jax3d.optimize.asset import AssetConfig, Stage
 from jax3d.priors.base import Critic
 from jax3d.priors.stable_diffusion import camera_weights
-from jax3d.types import Condition, Knobs, Ramp
+from jax3d.types import Condition, Knobs, Prompt, Ramp
 
 Values = tuple[float, ...]
 
@@ -68,7 +68,7 @@ class Recipe:
     """How an asset is made."""
 
     field: TriplaneConfig | MlpConfig = dataclasses.field(default_factory=TriplaneConfig)
-    optimise: AssetConfig = dataclasses.field(
+    optimize: AssetConfig = dataclasses.field(
         default_factory=lambda: AssetConfig(stages=(Stage(200, 32), Stage(80, 64)))
     )
     guidance: SDSConfig | CSDConfig | NFSDConfig | ISMConfig | HiFAConfig | VSDConfig = (
@@ -85,7 +85,7 @@ class Recipe:
     @property
     def steps(self) -> int:
         """Steps of all stages together."""
-        return sum(stage.steps for stage in self.optimise.stages)
+        return sum(stage.steps for stage in self.optimize.stages)
 
     def representation(self) -> Representation:
         """The representation that `field` describes."""
@@ -117,12 +117,12 @@ class Recipe:
 
     def condition(self, critic: Critic, prompt: str) -> Condition:
         """What the critic is asked of a prompt; raises `ValueError` where it cannot read it."""
+        asked = critic.condition(Prompt(prompt, self.negative))
         if not isinstance(self.guidance, NFSDConfig):
-            return critic.encode_text(prompt, self.negative)
+            return asked
         if not self.negative:
             raise ValueError("NFSD compares with a negative prompt: give one by --negative")
-        unwanted = critic.encode_text(prompt, self.negative).null
-        return critic.encode_text(prompt, "").replace(negative=unwanted)
+        return critic.condition(Prompt(prompt)).replace(negative=asked.null)
 
     def knobs_of(self, seed: int) -> Knobs:
         """The knobs of one asset; raises `ValueError` for a ramp of another length than 1, 2, 4."""
@@ -136,13 +136,13 @@ class Recipe:
         if steps < 1:
             raise ValueError(f"steps is {steps}; an asset takes at least 1")
         stages, done, before = [], 0, 0
-        for stage in self.optimise.stages:
+        for stage in self.optimize.stages:
             before += stage.steps
             until = round(before * steps / self.steps)
             stages.append(Stage(until - done, stage.size))
             done = until
         return dataclasses.replace(
-            self, optimise=dataclasses.replace(self.optimise, stages=tuple(stages))
+            self, optimize=dataclasses.replace(self.optimize, stages=tuple(stages))
         )
 
 

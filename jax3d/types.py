@@ -5,7 +5,7 @@ World space is right-handed with +z up; cameras follow OpenGL (look down -z, +y 
 radians. All structures are pytrees, so they can be vmapped, sharded and donated.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -109,9 +109,21 @@ class Mesh:
     """[H, W, 3] float sRGB in [0, 1], first row at the top, or None."""
 
 
+class Prompt(NamedTuple):
+    """What a person asks for."""
+
+    text: str
+    negative: str = ""
+    """What it shall not be, in place of the unconditional prompt."""
+    image: Any = None
+    """A picture of it, `[H, W, 3 or 4]` sRGB in [0, 1], for networks that look at one."""
+    elevation: float = 0.0
+    """Degrees from which the picture was taken."""
+
+
 @struct.dataclass
-class TextCond:
-    """A text as a critic sees it.
+class Cond:
+    """What a network is told of one picture, beside its camera.
 
     Leading axes are free: `[4]` for the side/front/back/overhead wordings of one prompt, `[v]`
     after the views have chosen, `[A, 4]` in a sweep.
@@ -121,19 +133,24 @@ class TextCond:
     """Per-token embeddings; padding is zero."""
     pooled: Float[Array, "*b P"] | None = None
     """A second, pooled embedding for critics that ask for one (SDXL)."""
+    image: Float[Array, "*b h w c"] | None = None
+    """The picture at hand, in the network's own pixels or latents."""
+    source: Camera | None = None
+    """The camera of that picture."""
 
 
 @struct.dataclass
 class Condition:
     """What guidance needs to know of one asset's prompt."""
 
-    text: TextCond
-    """`[4, ...]`: the prompt worded for side, front, back and overhead views, in this order."""
-    null: TextCond
+    plain: Cond
+    """No leading axis: the prompt as it was given."""
+    null: Cond
     """No leading axis: the unconditional (or negative) prompt."""
-    plain: TextCond | None = None
-    """No leading axis: the prompt without view words; needed where words do not tell the view."""
-    negative: TextCond | None = None
+    views: Cond | None = None
+    """`[4, ...]`: the prompt worded for side, front, back and overhead views, in this order; None
+    where no words tell the view."""
+    negative: Cond | None = None
     """No leading axis: what the image shall not be, beside the null text (NFSD)."""
 
 

@@ -10,6 +10,7 @@ Readable: safetensors (one file, or shards behind an index), the zip pickles of 
 """
 
 import collections
+import hashlib
 import json
 import mmap
 import os
@@ -412,6 +413,16 @@ def load_tree(path: str | Path, like: Params) -> Params:
     _refuse_misfits(path, missing, sorted(set(tensors) - set(names)), misshapen)
     leaves = [_read(tensors[name], leaf.dtype) for name, leaf in wanted]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def digest(tree: Params) -> str:
+    """SHA-256 of every leaf's name, type, shape and bytes, in hexadecimal."""
+    total = hashlib.sha256()
+    for name, leaf in _named_leaves(tree):
+        array = np.ascontiguousarray(leaf)
+        total.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        total.update(array.reshape(-1).view(np.uint8).data)
+    return total.hexdigest()
 
 
 def _named_leaves(tree: Params) -> list[tuple[str, Any]]:

@@ -16,7 +16,7 @@ from jax3d.recipe import Pictures, Recipe
 
 TINY = Recipe(
     field=TriplaneConfig(resolution=16, channels=4, levels=2, hidden=8, coarse=8, samples=8),
-    optimise=AssetConfig(views=2, stages=(Stage(3, 16),)),
+    optimize=AssetConfig(views=2, stages=(Stage(3, 16),)),
     mesh=MeshConfig(resolution=32, faces=400, texture=64),
     pictures=Pictures(size=32, frames=3),
 )
@@ -45,7 +45,7 @@ def test_every_asset_has_its_files(two_runs):
     assert record["seed"] == 0
     assert {"r_precision", "name", "color", "azimuth", "mesh_psnr"} <= set(record["metrics"])
     assert {"jax3d", "jax", "backend"} <= set(record["versions"])
-    assert {"optimise", "finish"} <= set(record["seconds"])
+    assert {"optimize", "finish"} <= set(record["seconds"])
     assert image.read_image(two_runs[0] / FOLDERS[0] / "views.png").shape == (32, 256, 3)
 
 

@@ -23,13 +23,13 @@ from jax3d.optimize import asset
 from jax3d.optimize.asset import AssetConfig
 from jax3d.priors.empirical import EmpiricalData, condition, empirical
 from jax3d.priors.gaussian import GaussianData, gaussian
-from jax3d.types import Look, Ramp, TextCond
+from jax3d.types import Cond, Look, Ramp
 
 SIZE = 8
 CAMERAS = orbit(jnp.array([0.3, 2.0]), jnp.array([0.2, 0.4]), 2.7, 0.7)
 IMAGES = jax.random.uniform(jax.random.key(0), (4, SIZE, SIZE, 3))
 COND = condition(1, 2)
-COND = COND.replace(plain=COND.null, negative=TextCond(COND.text.tokens[0]))
+COND = COND.replace(plain=COND.null, negative=Cond(COND.views.tokens[0]))
 
 
 def second(prior_params, own, z_t, t, text, camera, told):
@@ -127,7 +127,7 @@ def test_prior(prior, weights):
     keys = jax.random.split(jax.random.key(0), 3)
     rgb = jax.random.uniform(keys[0], (3, 2, SIZE, SIZE, 3))
     t = jax.random.randint(keys[1], (3, 2), 0, len(prior.alphas_cumprod))
-    text = TextCond(jnp.broadcast_to(COND.text.tokens[:2], (3, 2, 1, 6)))
+    text = Cond(jnp.broadcast_to(COND.views.tokens[:2], (3, 2, 1, 6)))
 
     def judge(key, rgb, t, text):
         z, pull = jax.vjp(lambda rgb: prior.encode(weights, key, rgb), rgb)

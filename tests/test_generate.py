@@ -11,13 +11,13 @@ from jax3d.generate import MERITS, PARAMS, generate
 from jax3d.manifest import Job
 from jax3d.mesh import MeshConfig
 from jax3d.optimize.asset import AssetConfig, Stage
-from jax3d.optimize.sweep import SweepConfig
-from jax3d.priors import props as embedded
+from jax3d.optimize.engine import EngineConfig
+from jax3d.priors import embedded
 from jax3d.recipe import Pictures, Recipe
 
 TINY = Recipe(
     field=TriplaneConfig(resolution=16, channels=4, levels=2, hidden=8, coarse=8, samples=8),
-    optimise=AssetConfig(views=1, stages=(Stage(4, 16),)),
+    optimize=AssetConfig(views=1, stages=(Stage(4, 16),)),
     mesh=MeshConfig(resolution=24, faces=200, texture=32),
     pictures=Pictures(size=16, frames=0),
 )
@@ -27,7 +27,7 @@ JOBS = [
     Job("a green car", 3, steps=2),
     Job("a red chair", 4),
 ]
-CONFIG = SweepConfig(slots=2, block=2, checkpoint_every=1)
+CONFIG = EngineConfig(slots=2, block=2, checkpoint_every=1)
 
 
 class Stop(Exception):
@@ -159,7 +159,7 @@ def test_a_ledger_is_read_back_from_the_folders(resumed, tmp_path):
     record = {
         "index": 0, "prompt": 'a "red", chair', "seed": 0, "steps": 1, "status": "done",
         "knobs": {"lr": [1.0, 0.5]}, "metrics": {"faces": 3}, "model_flops": 1,
-        "seconds": {"optimise": 1.0, "finish": 2.0},
+        "seconds": {"optimize": 1.0, "finish": 2.0},
     }  # fmt: skip
     (tmp_path / "0000-a").mkdir()
     (tmp_path / "0000-a" / "asset.json").write_text(json.dumps(record))

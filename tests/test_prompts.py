@@ -4,7 +4,7 @@ import pytest
 
 from jax3d import prompts
 from jax3d.camera import orbit
-from jax3d.types import TextCond
+from jax3d.types import Cond
 
 
 def cameras(azimuth, elevation=0.0):
@@ -48,7 +48,7 @@ def test_soft_weights_are_a_continuous_partition_of_unity(moving):
 
 def test_select_mixes_wordings():
     tokens = jnp.arange(4 * 2 * 3.0).reshape(4, 2, 3)
-    text = TextCond(tokens=tokens, pooled=tokens[:, 0])
+    text = Cond(tokens=tokens, pooled=tokens[:, 0])
     weights = jnp.array([[0.0, 1.0, 0.0, 0.0], [0.25, 0.0, 0.75, 0.0]])
     chosen = prompts.select(text, weights)
     np.testing.assert_allclose(chosen.tokens[0], tokens[1])
@@ -57,5 +57,5 @@ def test_select_mixes_wordings():
 
 
 def test_select_leaves_an_absent_pooled_text_absent():
-    text = TextCond(tokens=jnp.ones((4, 2, 3)))
+    text = Cond(tokens=jnp.ones((4, 2, 3)))
     assert prompts.select(text, jnp.eye(4)).pooled is None

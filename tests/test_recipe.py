@@ -17,15 +17,16 @@ from jax3d.guidance.sds import SDSConfig
 from jax3d.guidance.vsd import VSDConfig
 from jax3d.optimize import asset
 from jax3d.optimize.asset import AssetConfig, Stage
-from jax3d.priors import props
+from jax3d.priors import embedded
 from jax3d.priors.folder import open_prior
 from jax3d.recipe import KnobValues, Recipe
+from jax3d.types import Prompt
 
 
 def test_knobs_of_one_two_and_four_numbers():
     values = KnobValues(lr=(2.0,), t_max=(0.9, 0.1), guidance_scale=(5.0, 9.0, 10.0, 20.0))
     recipe = dataclasses.replace(
-        Recipe(), knobs=values, optimise=AssetConfig(stages=(Stage(40, 16), Stage(60, 32)))
+        Recipe(), knobs=values, optimize=AssetConfig(stages=(Stage(40, 16), Stage(60, 32)))
     )
     knobs = recipe.knobs_of(7)
     assert int(knobs.seed) == 7
@@ -41,7 +42,7 @@ def test_knobs_of_one_two_and_four_numbers():
 def test_stages_stretch_to_the_asked_steps(steps):
     recipe = Recipe().with_steps(steps)
     assert recipe.steps == steps
-    assert [s.size for s in recipe.optimise.stages] == [s.size for s in Recipe().optimise.stages]
+    assert [s.size for s in recipe.optimize.stages] == [s.size for s in Recipe().optimize.stages]
 
 
 @pytest.mark.parametrize("steps", [0, -5])
@@ -73,11 +74,11 @@ def folders(tmp_path_factory):
 def test_the_peers_recipes_take_two_steps(folders, name, folder):
     recipe = recipes.load(CONFIGS / f"{name}.py")
     field = dataclasses.replace(recipe.field, resolution=8, channels=2, hidden=4, samples=8)
-    optimise = dataclasses.replace(recipe.optimise, stages=(Stage(2, 8),))
-    recipe = dataclasses.replace(recipe, field=field, optimise=optimise)
+    optimize = dataclasses.replace(recipe.optimize, stages=(Stage(2, 8),))
+    recipe = dataclasses.replace(recipe, field=field, optimize=optimize)
     critic = open_prior(str(folders / folder))
     optimiser = asset.make(
-        recipe.representation(), critic.prior, recipe.guide(critic), recipe.optimise
+        recipe.representation(), critic.prior, recipe.guide(critic), recipe.optimize
     )
     knobs, conds = (
         asset.stack([x]) for x in (recipe.knobs_of(3), recipe.condition(critic, "a cat"))
@@ -100,19 +101,19 @@ def test_the_peers_recipes_take_two_steps(folders, name, folder):
     "guidance", [SDSConfig(), CSDConfig(), NFSDConfig(), ISMConfig(), HiFAConfig(), VSDConfig()]
 )
 def test_any_guidance_is_made_from_its_config(guidance):
-    critic = props.open_critic()
+    critic = embedded.open_critic()
     recipe = Recipe(guidance=guidance, negative="a blue mug")
     assert (recipe.guide(critic).init is not None) == isinstance(guidance, VSDConfig)
     cond = recipe.condition(critic, "a red chair")
     assert (cond.negative is not None) == isinstance(guidance, NFSDConfig)
-    unwanted = critic.encode_text("a blue mug", "").plain
+    unwanted = critic.condition(Prompt("a blue mug")).plain
     where = cond.null if cond.negative is None else cond.negative
     np.testing.assert_array_equal(where.tokens, unwanted.tokens)
 
 
 def test_nfsd_asks_for_a_negative_prompt():
     with pytest.raises(ValueError, match="--negative"):
-        Recipe(guidance=NFSDConfig()).condition(props.open_critic(), "a red chair")
+        Recipe(guidance=NFSDConfig()).condition(embedded.open_critic(), "a red chair")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from jax3d.guidance.sds import SDSConfig
 from jax3d.manifest import grid
 from jax3d.mesh import MeshConfig
 from jax3d.optimize.asset import AssetConfig, Stage
-from jax3d.optimize.sweep import SweepConfig
+from jax3d.optimize.engine import EngineConfig
 from jax3d.priors.base import Critic
 from jax3d.priors.gaussian import GaussianData, gaussian
 from jax3d.recipe import Pictures, Recipe
@@ -27,7 +27,7 @@ from jax3d.recipe import Pictures, Recipe
 SIZE = 16
 RECIPE = Recipe(
     field=TriplaneConfig(resolution=16, channels=4, levels=2, hidden=8, coarse=8, samples=8),
-    optimise=AssetConfig(views=1, stages=(Stage(10, SIZE),)),
+    optimize=AssetConfig(views=1, stages=(Stage(10, SIZE),)),
     guidance=SDSConfig(score=ScoreConfig(view_words="none", use_camera=False)),
     mesh=MeshConfig(resolution=16, faces=100, texture=16, chunk=4096),
     pictures=Pictures(size=SIZE, frames=0),
@@ -40,14 +40,14 @@ def red_ball() -> Critic:
     disc = (x**2 + y**2 < (SIZE / 4) ** 2)[..., None]
     mean = jnp.asarray(np.where(disc, [0.8, 0.1, 0.1], 1.0), jnp.float32)
     data = GaussianData(mean, jnp.float32(0.05))
-    return Critic(gaussian(SIZE), data, lambda prompt, negative: no_condition(), "a red ball")
+    return Critic(gaussian(SIZE), data, lambda prompt: no_condition(), "a red ball", "")
 
 
 def make(out):
     """Makes the assets in `out`; returns the ledger and the most memory this process had, bytes."""
     prompts = [f"ball {k}" for k in range(20)]
     jobs = grid(prompt=prompts, seed=range(10), lr=[0.5, 1.0, 1.5, 2.0, 3.0])
-    config = SweepConfig(slots=64, block=10, checkpoint_every=4)
+    config = EngineConfig(slots=64, block=10, checkpoint_every=4)
     rows = generate(RECIPE, red_ball(), jobs, out, config=config)
     return rows, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jax3d.fields.base import Representation, no_adapt
 from jax3d.priors.base import Prior
-from jax3d.types import Condition, Render, TextCond
+from jax3d.types import Cond, Condition, Render
 
 
 def pages(count: int, size: int) -> Representation:
@@ -54,7 +54,7 @@ def pages(count: int, size: int) -> Representation:
 def no_condition(dim: int = 1) -> Condition:
     """The condition of critics that read no text."""
     tokens = jnp.zeros((4, 1, dim))
-    return Condition(TextCond(tokens), TextCond(tokens[0]), TextCond(tokens[0]))
+    return Condition(Cond(tokens[0]), Cond(tokens[0]), Cond(tokens))
 
 
 def linear_critic(alphas_cumprod, size: int) -> Prior:
@@ -95,7 +95,7 @@ from jax3d.recipe import Pictures, Recipe
 
 recipe = Recipe(
     field=TriplaneConfig(resolution=16, channels=4, levels=2, hidden=8, coarse=8, samples=8),
-    optimise=AssetConfig(views=1, stages=(Stage({steps}, 16),)),
+    optimize=AssetConfig(views=1, stages=(Stage({steps}, 16),)),
     mesh=MeshConfig(resolution=24, faces=200, texture=32),
     pictures=Pictures(size=16, frames=0),
 )

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jax3d import camera as cameras
+from jax3d.camera import from_front
 from jax3d.data import prop_shapes
 from jax3d.render import sdf
 from jax3d.types import Camera, Key
@@ -206,7 +207,7 @@ def _uniforms(seed: int, index: np.ndarray) -> np.ndarray:
 
 def view_word(azimuth: Float[Array, "*v"], elevation: Float[Array, "*v"]) -> Array:
     """Index into VIEW_WORDS of each orbit position (the rules of `prompts.hard_weights`)."""
-    turn = jnp.abs(jnp.mod(azimuth + jnp.pi, 2 * jnp.pi) - jnp.pi)
+    turn = from_front(azimuth)
     word = jnp.where(turn < jnp.pi / 4, 1, jnp.where(turn > 3 * jnp.pi / 4, 2, 0))
     return jnp.where(elevation > jnp.pi / 3, 3, word)
 

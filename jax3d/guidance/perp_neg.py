@@ -10,6 +10,7 @@ Letters: v views, k negatives of a view.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax3d.camera import from_front
 from jax3d.types import Camera
 
 
@@ -21,7 +22,7 @@ def wordings(
     The weights over wordings are in the order of `prompts.VIEWS`. Overhead views have no
     negatives: their weights are 0.
     """
-    azimuth = jnp.degrees(jnp.abs((camera.azimuth + jnp.pi) % (2 * jnp.pi) - jnp.pi))
+    azimuth = jnp.degrees(from_front(camera.azimuth))
     ahead = azimuth < 90
     side, front, back, overhead = jnp.eye(4)
     # The share of the first word of the pair: front to side, then side to back.

@@ -20,7 +20,7 @@ from jax3d.diffusion import cfg, noise_level, q_sample, rescale
 from jax3d.guidance import perp_neg
 from jax3d.priors.base import Prior
 from jax3d.prompts import hard_weights, select, soft_weights
-from jax3d.types import Camera, Condition, Key, Knobs, Params, TextCond
+from jax3d.types import Camera, Cond, Condition, Key, Knobs, Params
 
 Weighting = Literal["sds", "uniform", "fantasia3d", "recon"]
 
@@ -120,7 +120,7 @@ def guided(
     if config.view_words == "perp-neg":
         positive, negatives, weights = perp_neg.wordings(camera)
         texts = (positive, negatives[:, 0], negatives[:, 1])
-        texts = (*(select(cond.text, w) for w in texts), repeat(cond.null, len(weights)))
+        texts = (*(select(_worded(cond), w) for w in texts), repeat(cond.null, len(weights)))
         text, *away, null = ask(prior, prior_params, at.z_t, at.t, texts, camera, config)
         eps_hat = perp_neg.combine(null, text, jnp.stack(away, axis=1), weights, scale)
     else:
@@ -136,17 +136,15 @@ def guided(
     return (at.z_t - alpha * x0) / sigma
 
 
-def view_texts(cond: Condition, camera: Camera, config: ScoreConfig) -> tuple[TextCond, TextCond]:
+def view_texts(cond: Condition, camera: Camera, config: ScoreConfig) -> tuple[Cond, Cond]:
     """The prompt as each view is asked by, and the null text once a view: `([v], [v])`."""
     views = len(camera.azimuth)
     match config.view_words:
         case "hard":
-            text = select(cond.text, hard_weights(camera))
+            text = select(_worded(cond), hard_weights(camera))
         case "soft":
-            text = select(cond.text, soft_weights(camera))
+            text = select(_worded(cond), soft_weights(camera))
         case "none":
-            if cond.plain is None:
-                raise ValueError("view_words='none' asks by the plain prompt: set Condition.plain")
             text = repeat(cond.plain, views)
         case "perp-neg":
             raise ValueError(
@@ -156,7 +154,7 @@ def view_texts(cond: Condition, camera: Camera, config: ScoreConfig) -> tuple[Te
     return text, repeat(cond.null, views)
 
 
-def repeat(text: TextCond, views: int) -> TextCond:
+def repeat(text: Cond, views: int) -> Cond:
     """One text for every view."""
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (views, *x.shape)), text)
 
@@ -166,7 +164,7 @@ def ask(
     prior_params: Params,
     z_t: Float[Array, "v h w c"],
     t: Int[Array, " v"],
-    texts: tuple[TextCond, ...],
+    texts: tuple[Cond, ...],
     camera: Camera,
     config: ScoreConfig,
 ) -> list[Float[Array, "v h w c"]]:
@@ -207,3 +205,11 @@ def distil(
         "residual_norm": jnp.sqrt(jnp.mean(lax.stop_gradient(residual) ** 2)),
         "z_grad_norm": jnp.sqrt(jnp.sum(gradient**2)),
     }
+
+
+def _worded(cond: Condition) -> Cond:
+    if cond.views is None:
+        raise ValueError(
+            "this critic has no wordings of a prompt for different views: set view_words='none'"
+        )
+    return cond.views

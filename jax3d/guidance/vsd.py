@@ -44,7 +44,7 @@ class SecondCritic(NamedTuple):
     init: Callable[..., Any]
     """`init(key) -> own`"""
     denoise: Callable[..., Any]
-    """`denoise(prior_params, own, z_t, t, TextCond[b], Camera[b], told[b]) -> eps`, where `told`
+    """`denoise(prior_params, own, z_t, t, Cond[b], Camera[b], told[b]) -> eps`, where `told`
     is 1 for views whose camera may be used and 0 for the others"""
 
 
@@ -56,8 +56,6 @@ def vsd(prior: Prior, second: SecondCritic, config: VSDConfig | None = None) -> 
     config = config or VSDConfig()
 
     def loss(prior_params, key, step, render, camera, cond, knobs, own=None):
-        if cond.plain is None:
-            raise ValueError("vsd's second critic reads the plain prompt: set Condition.plain")
         prior_params = lax.stop_gradient(prior_params)
         look_key, learn_key = jax.random.split(key)
         z, at = score.look(prior, prior_params, look_key, step, render.rgb, knobs, config.score)

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax3d.nn.layers import conv, dense, group_norm, layer_norm
+
 
 def attend(
     q: Float[Array, "b l n d"], k: Float[Array, "b m n d"], v: Float[Array, "b m n d"]
@@ -203,33 +205,3 @@ class AttentionAddedKV(nn.Module):
             v = jnp.concatenate([v, project(pixels, "to_v")], axis=1)
         y = attend(q, k, v).reshape(b, h * w, -1)
         return x + dense(c, self.dtype, True, "to_out_0")(y).reshape(x.shape)
-
-
-def dense(features: int, dtype: Any, use_bias: bool = True, name: str | None = None) -> nn.Dense:
-    """A linear layer that stores and multiplies in `dtype`."""
-    return nn.Dense(features, use_bias, dtype=dtype, param_dtype=dtype, name=name)
-
-
-def conv(features: int, kernel: int, dtype: Any, name: str | None = None) -> nn.Conv:
-    """A square convolution padded by half its kernel on every side."""
-    pad = (kernel - 1) // 2
-    return nn.Conv(
-        features,
-        (kernel, kernel),
-        padding=((pad, pad), (pad, pad)),
-        dtype=dtype,
-        param_dtype=dtype,
-        name=name,
-    )
-
-
-def layer_norm(name: str) -> nn.LayerNorm:
-    """LayerNorm in float32 whatever its input."""
-    return nn.LayerNorm(1e-5, dtype=jnp.float32, use_fast_variance=False, name=name)
-
-
-def group_norm(groups: int, epsilon: float, name: str) -> nn.GroupNorm:
-    """GroupNorm in float32 whatever its input."""
-    return nn.GroupNorm(
-        groups, epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, name=name
-    )

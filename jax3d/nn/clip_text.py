@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax3d import weights
-from jax3d.nn.attention import dense
+from jax3d.nn.layers import dense
 from jax3d.types import Params
 from jax3d.weights import Flat, find_weights, read_config, to_flax
 

@@ -18,14 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
 from jax3d import weights
-from jax3d.nn.attention import (
-    AttentionAddedKV,
-    Transformer2DModel,
-    conv,
-    dense,
-    group_norm,
-    layer_norm,
-)
+from jax3d.nn.attention import AttentionAddedKV, Transformer2DModel
+from jax3d.nn.layers import conv, dense, group_norm, layer_norm
 from jax3d.nn.unet_blocks import (
     ACTIVATIONS,
     DownBlock2D,

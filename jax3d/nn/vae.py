@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax3d import weights
-from jax3d.nn.attention import conv, dense, group_norm
+from jax3d.nn.layers import conv, dense, group_norm
 from jax3d.nn.unet_blocks import (
     DownBlock2D,
     Downsample2D,

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
 
+from jax3d.types import Condition, Prompt
+
 
 class Prior(NamedTuple):
     """A frozen diffusion model as score distillation sees it.
@@ -18,7 +20,7 @@ class Prior(NamedTuple):
     decode: Callable[..., Any]
     """`decode(params, z) -> rgb`"""
     denoise: Callable[..., Any]
-    """`denoise(params, z_t[b, h, w, c], t[b] int, TextCond[b], Camera[b] | None) -> eps`"""
+    """`denoise(params, z_t[b, h, w, c], t[b] int, Cond[b], Camera[b] | None) -> eps`"""
     alphas_cumprod: Float[Array, " T"]
     """abar_t of the variance-preserving process, descending from 1 to 0"""
     size: int
@@ -30,12 +32,13 @@ class Prior(NamedTuple):
 
 
 class Critic(NamedTuple):
-    """A prior with its weights and its own way of reading text."""
+    """A prior with its weights and its own way of reading prompts."""
 
     prior: Prior
     params: Any
-    encode_text: Callable[..., Any]
-    """`encode_text(prompt, negative) -> Condition`; raises `ValueError` for a text that it cannot
-    read"""
+    condition: Callable[[Prompt], Condition]
+    """What guidance needs to know of a prompt; raises `ValueError` for one that it cannot read"""
     name: str
     """What it is and where it came from, for people"""
+    digest: str
+    """Of its weights and their types: two critics with one digest judge alike"""

@@ -16,7 +16,7 @@ from jax3d.diffusion import Prediction, noise_level, x0_and_eps
 from jax3d.nn.unet import UNet2DConditionModel
 from jax3d.priors.base import Prior
 from jax3d.priors.stable_diffusion import condition_of
-from jax3d.types import Camera, Condition, TextCond
+from jax3d.types import Camera, Cond, Condition, Prompt
 
 EMBEDDINGS = "prompt_embeds.safetensors"
 
@@ -43,7 +43,7 @@ def pixel_prior(
         params,
         z_t: Float[Array, "b H W 3"],
         t: Int[Array, " b"],
-        text: TextCond,
+        text: Cond,
         camera: Camera | None,
     ) -> Float[Array, "b H W 3"]:
         del camera
@@ -54,8 +54,8 @@ def pixel_prior(
     return Prior(encode, decode, denoise, alphas_cumprod, unet.sample_size, reads_camera=False)
 
 
-def embeddings_from_file(path: str | Path) -> Callable[[str, str], Condition]:
-    """`encode_text(prompt, negative="") -> Condition` from a file of ready embeddings.
+def embeddings_from_file(path: str | Path) -> Callable[[Prompt], Condition]:
+    """`condition(Prompt) -> Condition` from a file of ready embeddings.
 
     Args:
       path: safetensors whose names are texts and whose arrays are `[l, d]`, all of one shape.
@@ -67,10 +67,10 @@ def embeddings_from_file(path: str | Path) -> Callable[[str, str], Condition]:
     """
     known = weights.load_safetensors(path)
 
-    def embed_texts(texts: list[str]) -> TextCond:
+    def embed_texts(texts: list[str]) -> Cond:
         names = [text or "<empty>" for text in texts]
         if lost := [name for name in names if name not in known]:
             raise ValueError(f"{path} lacks T5 embeddings of: {'; '.join(map(repr, lost))}")
-        return TextCond(jnp.asarray(np.stack([known[n] for n in names]), jnp.float32))
+        return Cond(jnp.asarray(np.stack([known[n] for n in names]), jnp.float32))
 
     return condition_of(embed_texts)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from jax3d.diffusion import cosine, noise_level
 from jax3d.priors.base import Prior
 from jax3d.prompts import VIEWS, hard_weights
-from jax3d.types import Camera, Condition, TextCond
+from jax3d.types import Camera, Cond, Condition
 
 SAME_DIRECTION = 1e-5
 """Cameras whose directions' cosine differs by less than this count as equally near."""
@@ -42,7 +42,11 @@ def condition(prompt: int, prompts: int, *, views: bool = True) -> Condition:
     which = jnp.broadcast_to(jax.nn.one_hot(prompt, prompts), (len(VIEWS), prompts))
     words = jnp.eye(len(VIEWS)) * views
     tokens = jnp.concatenate([which, words], axis=1)[:, None]
-    return Condition(text=TextCond(tokens), null=TextCond(jnp.zeros_like(tokens[0])))
+    return Condition(
+        plain=Cond(tokens[0].at[:, prompts:].set(0.0)),
+        null=Cond(jnp.zeros_like(tokens[0])),
+        views=Cond(tokens),
+    )
 
 
 def empirical(size: int, alphas_cumprod: Float[Array, " T"] | None = None) -> Prior:
@@ -61,7 +65,7 @@ def empirical(size: int, alphas_cumprod: Float[Array, " T"] | None = None) -> Pr
         data: EmpiricalData,
         z_t: Float[Array, "b H W 3"],
         t: Int[Array, " b"],
-        text: TextCond,
+        text: Cond,
         camera: Camera | None,
     ) -> Float[Array, "b H W 3"]:
         """(z_t - alpha E[x | z_t]) / sigma."""
@@ -81,7 +85,7 @@ def empirical(size: int, alphas_cumprod: Float[Array, " T"] | None = None) -> Pr
     return Prior(encode, decode, denoise, jnp.asarray(abar), size)
 
 
-def _asked(data: EmpiricalData, text: TextCond) -> Float[Array, "b N"]:
+def _asked(data: EmpiricalData, text: Cond) -> Float[Array, "b N"]:
     """The weight of each image under each text."""
     weights = text.tokens[:, 0]
     prompts, words = jnp.split(weights, [weights.shape[1] - len(VIEWS)], axis=1)

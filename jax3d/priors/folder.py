@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax3d import diffusion, weights
-from jax3d.nn import clip_text, ldm, tokenizer, unet, vae
-from jax3d.priors import deepfloyd, mvdream, schedulers, stable_diffusion
+from jax3d.nn import clip_text, tokenizer, unet, vae
+from jax3d.priors import deepfloyd, ldm, mvdream, schedulers, stable_diffusion
 from jax3d.priors.base import Critic
 from jax3d.types import Params
 from jax3d.weights import Flat, read_config, to_flax
@@ -124,12 +124,14 @@ def _open_stable_diffusion(folder: Path, config: dict[str, Any], dtype: Any) -> 
     towers = _towers(folder, dtype)
     _demand_width(net, towers, folder)
     network = stable_diffusion.text_network(net, size)
+    params = {"unet": net_params, "vae": coder_params}
     kind = "Stable Diffusion XL" if config.get("addition_embed_type") else "Stable Diffusion"
     return Critic(
         stable_diffusion.latent_prior(network, coder, abar, prediction, size),
-        {"unet": net_params, "vae": coder_params},
+        params,
         stable_diffusion.text_encoder(towers),
         f"{kind}, {size} px, {prediction}-prediction, from {folder}",
+        weights.digest((params, [tower_params for _, tower_params, _ in towers])),
     )
 
 
@@ -166,11 +168,13 @@ def _mvdream(net, net_params, coder, coder_params, towers, source: Path) -> Crit
         mvdream.VIEWS,
         reads_camera=True,
     )
+    params = {"unet": net_params, "vae": coder_params}
     return Critic(
         prior,
-        {"unet": net_params, "vae": coder_params},
+        params,
         stable_diffusion.text_encoder(towers),
         f"MVDream, {mvdream.VIEWS} views of {size} px, from {source}",
+        weights.digest((params, [tower_params for _, tower_params, _ in towers])),
     )
 
 
@@ -223,4 +227,5 @@ def _open_pixels(folder: Path, dtype: Any) -> Critic:
         {"unet": params},
         deepfloyd.embeddings_from_file(folder / deepfloyd.EMBEDDINGS),
         f"pixel-space critic, {net.sample_size} px, {prediction}-prediction, from {folder}",
+        weights.digest({"unet": params}),
     )

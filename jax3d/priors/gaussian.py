@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from jax3d.diffusion import cosine, noise_level
 from jax3d.priors.base import Prior
-from jax3d.types import Camera, TextCond
+from jax3d.types import Camera, Cond
 
 
 @struct.dataclass
@@ -37,7 +37,7 @@ def gaussian(size: int, alphas_cumprod: Float[Array, " T"] | None = None) -> Pri
         data: GaussianData,
         z_t: Float[Array, "b H W 3"],
         t: Int[Array, " b"],
-        text: TextCond,
+        text: Cond,
         camera: Camera | None,
     ) -> Float[Array, "b H W 3"]:
         """E[eps | z_t] = sigma (z_t - alpha mean) / (alpha^2 std^2 + sigma^2)."""

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from jax3d import diffusion, prompts
 from jax3d.diffusion import Grid
 from jax3d.priors.base import Critic
-from jax3d.types import Camera, Key, TextCond
+from jax3d.types import Camera, Cond, Key, Prompt
 
 Mode = Literal["camera", "words", "text"]
 """How a critic is asked: by the exact camera, by view words, or by the text alone."""
@@ -58,7 +58,7 @@ def sampler(
     one_noise = mode != "text" and prior.views == 1
 
     @jax.jit
-    def draw(params, key: Key, text: TextCond, null: TextCond, camera: Camera):
+    def draw(params, key: Key, text: Cond, null: Cond, camera: Camera):
         views = len(camera.fovy)
         rgb = jax.ShapeDtypeStruct((views, prior.size, prior.size, 3), jnp.float32)
         shape = jax.eval_shape(prior.encode, params, key, rgb).shape
@@ -81,21 +81,19 @@ def sampler(
         z = diffusion.ddim(denoise, noise, grid, eta=eta, key=fresh, clip=clip)
         return jnp.clip(prior.decode(params, z), 0.0, 1.0)
 
-    def sample(
-        key: Key, prompt: str, camera: Camera, negative: str = ""
-    ) -> Float[Array, "v S S 3"]:
+    def sample(key: Key, prompt: Prompt, camera: Camera) -> Float[Array, "v S S 3"]:
         views = len(camera.fovy)
         if views % prior.views:
             raise ValueError(
                 f"views={views}: this critic looks at {prior.views} together; take a multiple"
             )
-        cond = critic.encode_text(prompt, negative)
+        cond = critic.condition(prompt)
 
         def repeat(text):
             return jax.tree.map(lambda x: jnp.broadcast_to(x, (views, *x.shape)), text)
 
         if mode == "words":
-            text = prompts.select(cond.text, prompts.hard_weights(camera))
+            text = prompts.select(cond.views, prompts.hard_weights(camera))
         else:
             text = repeat(cond.plain)
         return draw(critic.params, key, text, repeat(cond.null), camera)
@@ -114,18 +112,3 @@ def _path(abar: Float[Array, " T"], steps: int, method: Method) -> tuple[Grid, f
             # Critics are asked at whole timesteps.
             t = np.round(diffusion.timesteps(len(abar), steps, "linspace")).astype(np.int32)
             return diffusion.ratio_grid(diffusion.noise_ratios(abar)[t], t), 0.0
-
-
-def in_groups(camera: Camera, group: int) -> Camera:
-    """Cameras evenly spaced on a circle, reordered so that every `group` go all around it.
-
-    Raises:
-      ValueError: their number is no multiple of the group.
-    """
-    views = len(camera.fovy)
-    if views % group:
-        raise ValueError(
-            f"views={views}: this critic looks at {group} together; take a multiple of {group}"
-        )
-    order = np.arange(views).reshape(group, -1).T.ravel()
-    return jax.tree.map(lambda x: x[order], camera)

@@ -19,20 +19,20 @@ from jax3d.nn.unet import AddedConditions, UNet2DConditionModel
 from jax3d.nn.vae import AutoencoderKL
 from jax3d.priors.base import Prior
 from jax3d.prompts import wordings
-from jax3d.types import Camera, Condition, Key, Params, TextCond
+from jax3d.types import Camera, Cond, Condition, Key, Params, Prompt
 
 POSE = 16
 """Numbers of a camera-to-world matrix."""
 
-Network = Callable[[Params, Array, Array, TextCond, Camera | None], Array]
-"""`network(params, z_t[b, h, w, c], t[b], TextCond[b], Camera[b] | None) -> prediction`."""
+Network = Callable[[Params, Array, Array, Cond, Camera | None], Array]
+"""`network(params, z_t[b, h, w, c], t[b], Cond[b], Camera[b] | None) -> prediction`."""
 
 
 def text_network(unet: UNet2DConditionModel, size: int) -> Network:
     """A UNet that knows the text alone; cameras are ignored, save by `camera_weights`.
 
     Args:
-      unet: SD 1, 2 or XL; the latter reads `TextCond.pooled` and is told that images are of
+      unet: SD 1, 2 or XL; the latter reads `Cond.pooled` and is told that images are of
         `size` pixels and uncropped.
       size: side of the images, pixels.
     """
@@ -128,7 +128,7 @@ def latent_prior(
         params,
         z_t: Float[Array, "b h w z"],
         t: Int[Array, " b"],
-        text: TextCond,
+        text: Cond,
         camera: Camera | None,
     ) -> Float[Array, "b h w z"]:
         if len(z_t) % views:
@@ -173,43 +173,43 @@ TextTowers = Sequence[tuple[CLIPTextModel, Params, Tokenize]]
 """One text tower (SD 1 and 2) or two (SDXL), each with its tokenizer."""
 
 
-def text_encoder(towers: TextTowers) -> Callable[[str, str], Condition]:
-    """`encode_text(prompt, negative="") -> Condition` of one tower or of SDXL's two.
+def text_encoder(towers: TextTowers) -> Callable[[Prompt], Condition]:
+    """`condition(Prompt) -> Condition` of one tower or of SDXL's two.
 
     One tower gives its last, normalised state. Of two, the states before the last layer are
     joined, and the second one's projection is the pooled embedding.
     """
 
     @jax.jit
-    def embed(params, ids: list[Int[Array, "b l"]]) -> TextCond:
+    def embed(params, ids: list[Int[Array, "b l"]]) -> Cond:
         outputs = [
             tower.apply({"params": p}, i)
             for (tower, _, _), p, i in zip(towers, params, ids, strict=True)
         ]
         if len(outputs) == 1:
-            return TextCond(outputs[0].last_hidden_state.astype(jnp.float32))
+            return Cond(outputs[0].last_hidden_state.astype(jnp.float32))
         tokens = jnp.concatenate([o.hidden_states[-2] for o in outputs], axis=-1)
         pooled = outputs[-1].text_embeds.astype(jnp.float32)
-        return TextCond(tokens.astype(jnp.float32), pooled)
+        return Cond(tokens.astype(jnp.float32), pooled)
 
-    def embed_texts(texts: list[str]) -> TextCond:
+    def embed_texts(texts: list[str]) -> Cond:
         return embed([p for _, p, _ in towers], [jnp.asarray(t(texts)) for _, _, t in towers])
 
     return condition_of(embed_texts)
 
 
-def condition_of(embed_texts: Callable[[list[str]], TextCond]) -> Callable[[str, str], Condition]:
-    """`encode_text(prompt, negative="") -> Condition` from an embedding of plain texts."""
+def condition_of(embed_texts: Callable[[list[str]], Cond]) -> Callable[[Prompt], Condition]:
+    """`condition(Prompt) -> Condition` from an embedding of plain texts."""
 
-    def encode_text(prompt: str, negative: str = "") -> Condition:
-        if not prompt.strip():
+    def condition(prompt: Prompt) -> Condition:
+        if not prompt.text.strip():
             raise ValueError("the prompt is empty: say what to make")
-        views = wordings(prompt)
-        both = embed_texts([*views, negative, prompt])
+        views = wordings(prompt.text)
+        both = embed_texts([*views, prompt.negative, prompt.text])
 
-        def pick(rows: Any) -> TextCond:
+        def pick(rows: Any) -> Cond:
             return jax.tree.map(lambda x: x[rows], both)
 
-        return Condition(pick(np.arange(len(views))), pick(-2), pick(-1))
+        return Condition(plain=pick(-1), null=pick(-2), views=pick(np.arange(len(views))))
 
-    return encode_text
+    return condition

@@ -22,7 +22,7 @@ from jax3d import diffusion, weights
 from jax3d.data import prop_bank, props
 from jax3d.data.prop_bank import BankConfig
 from jax3d.nn.props_unet import UNetConfig
-from jax3d.priors import props as critic
+from jax3d.priors import embedded as critic
 from jax3d.types import Camera, Key, Params
 
 

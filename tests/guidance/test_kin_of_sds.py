@@ -17,7 +17,7 @@ from jax3d.guidance.sds import SDSConfig, sds
 from jax3d.guidance.vsd import SecondCritic, VSDConfig, lora, vsd
 from jax3d.optimize.asset import knobs
 from jax3d.priors.gaussian import GaussianData, gaussian
-from jax3d.types import Condition, Look, TextCond
+from jax3d.types import Cond, Condition, Look
 
 ABAR = diffusion.cosine(100)
 CRITIC = linear_critic(ABAR, 4)
@@ -27,10 +27,10 @@ PAGES = pages(3, 4)
 RENDER = PAGES.render(PAGES.init(jax.random.key(0)), None, CAMERA, Look.albedo(), (4, 4))
 TEXT, NULL, PLAIN, NEGATIVE = jnp.array([[1.0], [0.0]]), -1.0, 5.0, 0.25  # Front and side.
 COND = Condition(
-    text=TextCond(jnp.arange(4.0).reshape(4, 1, 1)),
-    null=TextCond(jnp.full((1, 1), NULL)),
-    plain=TextCond(jnp.full((1, 1), PLAIN)),
-    negative=TextCond(jnp.full((1, 1), NEGATIVE)),
+    views=Cond(jnp.arange(4.0).reshape(4, 1, 1)),
+    null=Cond(jnp.full((1, 1), NULL)),
+    plain=Cond(jnp.full((1, 1), PLAIN)),
+    negative=Cond(jnp.full((1, 1), NEGATIVE)),
 )
 UNIFORM = ScoreConfig(weighting="uniform")
 KEY = jax.random.key(5)
@@ -288,7 +288,7 @@ def test_perp_neg_of_a_batch_is_its_views_one_by_one():
     camera = orbit(jnp.array([0.5, 2.5, 4.0]), jnp.array([0.0, 0.3, 1.3]), 2.0, 0.7)
     z_t = jax.random.normal(KEY, (3, 4, 4, 2))
     at = score.Noised(jnp.array([10, 50, 80]), z_t, z_t)
-    cond = COND.replace(text=TextCond(jnp.array([0.3, -2.0, 1.0, 4.0])[:, None, None]))
+    cond = COND.replace(views=Cond(jnp.array([0.3, -2.0, 1.0, 4.0])[:, None, None]))
 
     @jax.jit
     def guided(at, camera):

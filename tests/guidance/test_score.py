@@ -9,13 +9,13 @@ from jax3d.guidance.score import ScoreConfig
 from jax3d.optimize.asset import knobs
 from jax3d.priors.base import Prior
 from jax3d.priors.gaussian import GaussianData, gaussian
-from jax3d.types import Condition, Ramp, TextCond
+from jax3d.types import Cond, Condition, Ramp
 
 CAMERA = orbit(jnp.radians(jnp.array([0.0, 90.0, 180.0])), 0.0, 2.0, 0.7)
 COND = Condition(
-    text=TextCond(jnp.arange(4.0).reshape(4, 1, 1)),
-    null=TextCond(jnp.full((1, 1), -1.0)),
-    plain=TextCond(jnp.full((1, 1), 7.0)),
+    views=Cond(jnp.arange(4.0).reshape(4, 1, 1)),
+    null=Cond(jnp.full((1, 1), -1.0)),
+    plain=Cond(jnp.full((1, 1), 7.0)),
 )
 
 
@@ -58,9 +58,9 @@ def test_view_texts(view_words, expected):
     np.testing.assert_array_equal(null.tokens[:, 0, 0], -1)
 
 
-def test_view_texts_asks_for_the_plain_prompt():
-    with pytest.raises(ValueError, match="set Condition"):
-        score.view_texts(COND.replace(plain=None), CAMERA, ScoreConfig(view_words="none"))
+def test_view_texts_asks_for_the_wordings():
+    with pytest.raises(ValueError, match="no wordings"):
+        score.view_texts(COND.replace(views=None), CAMERA, ScoreConfig(view_words="hard"))
 
 
 @pytest.mark.parametrize("use_camera", [False, True])

@@ -10,13 +10,15 @@ from jax3d.guidance.score import ScoreConfig
 from jax3d.guidance.sds import SDSConfig, sds
 from jax3d.optimize.asset import knobs
 from jax3d.priors.base import Prior
-from jax3d.types import Condition, Look, TextCond
+from jax3d.types import Cond, Condition, Look
 
 CAMERA = orbit(jnp.radians(jnp.array([0.0, 120.0])), 0.0, 2.0, 0.7)
 PAGES = pages(3, 4)
 ABAR = jnp.linspace(0.99, 0.01, 50)
 COND = Condition(
-    text=TextCond(jnp.arange(4.0).reshape(4, 1, 1)), null=TextCond(jnp.full((1, 1), -1.0))
+    plain=Cond(jnp.full((1, 1), 7.0)),
+    null=Cond(jnp.full((1, 1), -1.0)),
+    views=Cond(jnp.arange(4.0).reshape(4, 1, 1)),
 )
 
 

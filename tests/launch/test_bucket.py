@@ -43,9 +43,9 @@ create_server("localhost", int(sys.argv[1]), in_memory=True, default_bucket="buc
 SWEEP = """
 import os, signal, sys
 from jax3d import cli
-from jax3d.optimize import sweep
+from jax3d.optimize import engine
 
-left, advance = int(sys.argv[1]), sweep._Run.advance
+left, advance = int(sys.argv[1]), engine._Run.advance
 
 def counted(self, stage):
     global left
@@ -57,7 +57,7 @@ def counted(self, stage):
         sys.stdout.flush()
         os.kill(os.getpid(), signal.SIGKILL)
 
-sweep._Run.advance = counted
+engine._Run.advance = counted
 sys.exit(cli.main(sys.argv[2:]))
 """
 LOOK = """

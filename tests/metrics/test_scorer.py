@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax3d import finish
+from jax3d import camera
 from jax3d.data import prop_bank, props
 from jax3d.metrics import scorer
 from jax3d.weights import WeightsError
@@ -35,7 +35,7 @@ def test_the_shipped_scorer_tells_classes_colours_and_views():
         ("car", "red", ""), ("mushroom", "blue", "spotted"), ("house", "green", ""),
         ("duck", "yellow", ""), ("robot", "purple", ""), ("teapot", "orange", ""),
     )]  # fmt: skip
-    around = finish.views_around(4, 15.0)
+    around = camera.around(4, 15.0)
     views = prop_bank.ground_truth(specs, 77, around, scorer.SIZE)
     each = [s for s in specs for _ in range(4)]
     captions = [props.caption(s) for s in specs]

@@ -10,7 +10,8 @@ from checkpoints import MANIFESTS, NETWORKS, tensors, vectors
 from flax import traverse_util
 
 from jax3d import weights
-from jax3d.nn import clip_text, ldm, unet, vae
+from jax3d.nn import clip_text, unet, vae
+from jax3d.priors import ldm
 from jax3d.weights import WeightsError
 
 

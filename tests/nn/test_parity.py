@@ -9,7 +9,8 @@ import pytest
 from checkpoints import NETWORKS, tensors, vectors, write_network
 
 from jax3d import weights
-from jax3d.nn import clip_text, ldm, unet, vae
+from jax3d.nn import clip_text, unet, vae
+from jax3d.priors import ldm
 
 TOLERANCE = 2e-5
 

@@ -7,7 +7,7 @@ from jax3d import diffusion
 from jax3d.camera import orbit
 from jax3d.priors.empirical import EmpiricalData, condition, empirical
 from jax3d.prompts import select, soft_weights
-from jax3d.types import TextCond
+from jax3d.types import Cond
 
 AZIMUTH = np.radians([0.0, 90.0, 180.0, 270.0])
 
@@ -33,11 +33,11 @@ def clean(data, z, t, text, camera=None):
 
 
 def any_text(b):
-    return TextCond(jnp.zeros((b, 1, 6)))
+    return Cond(jnp.zeros((b, 1, 6)))
 
 
-def repeat(text: TextCond, b):
-    return TextCond(jnp.broadcast_to(text.tokens, (b, *text.tokens.shape)))
+def repeat(text: Cond, b):
+    return Cond(jnp.broadcast_to(text.tokens, (b, *text.tokens.shape)))
 
 
 def test_denoise_against_bayes_rule_in_float64(data):
@@ -55,10 +55,10 @@ def test_denoise_against_bayes_rule_in_float64(data):
 
 
 def test_a_prompt_leaves_only_its_images(data):
-    text = condition(1, 2, views=False).text
+    text = condition(1, 2, views=False).views
     high = jnp.full(3, 999)
     expected = data.images[4:].mean(0)
-    one = TextCond(text.tokens[:3])
+    one = Cond(text.tokens[:3])
     np.testing.assert_allclose(clean(data, jnp.zeros_like(Z), high, one)[0], expected, atol=0.05)
     other = data.replace(images=data.images.at[:4].set(0.5))
     np.testing.assert_array_equal(clean(data, Z, T, one), clean(other, Z, T, one))
@@ -66,21 +66,21 @@ def test_a_prompt_leaves_only_its_images(data):
 
 def test_a_camera_of_the_set_leaves_its_images_alone(data):
     camera = jax.tree.map(lambda x: x[5:8], data.camera)
-    text = TextCond(condition(1, 2, views=False).text.tokens[:3])
+    text = Cond(condition(1, 2, views=False).views.tokens[:3])
     x0 = clean(data, Z, jnp.array([30, 400, 700]), text, camera)
     np.testing.assert_allclose(x0, data.images[5:8], atol=1e-3)
 
 
 def test_a_camera_between_is_answered_by_the_nearest(data):
     camera = orbit(jnp.radians(jnp.array([-40.0, 50.0, 185.0])), 0.3, 3.0, 0.7)
-    text = TextCond(condition(0, 2, views=False).text.tokens[:3])
+    text = Cond(condition(0, 2, views=False).views.tokens[:3])
     x0 = clean(data, Z, jnp.array([30, 400, 700]), text, camera)
     np.testing.assert_allclose(x0, data.images[jnp.array([0, 1, 2])], atol=1e-3)
 
 
 def test_view_words_choose_views(data):
-    text = condition(0, 2).text
-    x0 = clean(data, jnp.zeros((3, 4, 4, 3)), jnp.full(3, 400), TextCond(text.tokens[:3]))
+    text = condition(0, 2).views
+    x0 = clean(data, jnp.zeros((3, 4, 4, 3)), jnp.full(3, 400), Cond(text.tokens[:3]))
     np.testing.assert_allclose(x0[1], data.images[0], atol=1e-3)
     np.testing.assert_allclose(x0[2], data.images[2], atol=1e-3)
 
@@ -88,7 +88,7 @@ def test_view_words_choose_views(data):
 def test_mixed_wordings_weigh_the_images(data):
     # Where noise hides the image, the posterior is the prior: 3/4 the front, 1/4 each of two sides.
     camera = orbit(jnp.radians(jnp.array([22.5])), 0.0, 3.0, 0.7)
-    text = select(condition(0, 2).text, soft_weights(camera))
+    text = select(condition(0, 2).views, soft_weights(camera))
     t = jnp.array([999])
     eps = PRIOR.denoise(data, jnp.zeros((1, 4, 4, 3)), t, text, None)
     alpha, sigma = diffusion.noise_level(PRIOR.alphas_cumprod, t, 4)
@@ -104,7 +104,7 @@ def test_null_text_means_any_image(data):
 
 
 def test_a_view_that_no_image_shows_is_any_view(data):
-    overhead = TextCond(condition(0, 2).text.tokens[3:])
-    anywhere = TextCond(condition(0, 2, views=False).text.tokens[3:])
+    overhead = Cond(condition(0, 2).views.tokens[3:])
+    anywhere = Cond(condition(0, 2, views=False).views.tokens[3:])
     ask = lambda text: PRIOR.denoise(data, Z[:1], T[2:], text, None)  # noqa: E731
     np.testing.assert_array_equal(ask(overhead), ask(anywhere))

@@ -25,6 +25,7 @@ from safetensors.numpy import save_file
 from jax3d import weights
 from jax3d.nn import unet, vae
 from jax3d.priors.folder import open_prior, read_schedule
+from jax3d.types import Prompt
 
 
 def z_shape(critic):
@@ -38,14 +39,14 @@ def test_stable_diffusion(tmp_path):
     assert critic.name == f"Stable Diffusion, 64 px, eps-prediction, from {tmp_path}"
     assert critic.prior.views == 1
     assert z_shape(critic) == (4, 16, 16, 4)
-    cond = critic.encode_text("a cat", "in that")
-    assert cond.text.tokens.shape == (4, 16, 32)
+    cond = critic.condition(Prompt("a cat", "in that"))
+    assert cond.views.tokens.shape == (4, 16, 32)
     assert cond.plain.tokens.shape == cond.null.tokens.shape == (16, 32)
     assert not np.allclose(cond.plain.tokens, cond.null.tokens)
     # Causal towers read the same words alike whatever follows.
-    np.testing.assert_allclose(cond.text.tokens[0, :4], cond.plain.tokens[:4], atol=1e-5)
+    np.testing.assert_allclose(cond.views.tokens[0, :4], cond.plain.tokens[:4], atol=1e-5)
     with pytest.raises(ValueError, match="prompt is empty"):
-        critic.encode_text(" ", "")
+        critic.condition(Prompt(" "))
 
 
 def test_v_prediction_comes_from_the_scheduler(tmp_path):
@@ -57,9 +58,9 @@ def test_stable_diffusion_xl_has_two_towers(tmp_path):
     assert critic.name.startswith("Stable Diffusion XL")
     assert critic.params["unet"]["conv_in"]["kernel"].dtype == jnp.bfloat16
     assert critic.params["vae"]["quant_conv"]["kernel"].dtype == jnp.float32
-    cond = critic.encode_text("a cat", "")
-    assert cond.text.tokens.shape == (4, 16, 72)
-    assert cond.text.pooled.shape == (4, 20)
+    cond = critic.condition(Prompt("a cat"))
+    assert cond.views.tokens.shape == (4, 16, 72)
+    assert cond.views.pooled.shape == (4, 20)
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +82,11 @@ def test_pixel_critics_read_embeddings_from_a_file(tmp_path):
     known = write_pixels(tmp_path)
     critic = open_prior(str(tmp_path))
     assert critic.name.startswith("pixel-space critic, 16 px")
-    cond = critic.encode_text("a cat", "")
-    np.testing.assert_array_equal(cond.text.tokens[1], known["a cat, front view"])
+    cond = critic.condition(Prompt("a cat"))
+    np.testing.assert_array_equal(cond.views.tokens[1], known["a cat, front view"])
     np.testing.assert_array_equal(cond.null.tokens, known["<empty>"])
     with pytest.raises(ValueError, match=r"lacks T5 embeddings of: 'a dog, side view'"):
-        critic.encode_text("a dog", "")
+        critic.condition(Prompt("a dog"))
     rgb = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3))
     z = critic.prior.encode(critic.params, None, rgb)
     np.testing.assert_allclose(critic.prior.decode(critic.params, z), rgb, atol=1e-6)
@@ -94,7 +95,7 @@ def test_pixel_critics_read_embeddings_from_a_file(tmp_path):
         critic.params,
         z,
         jnp.array([1, 2]),
-        jax.tree.map(lambda x: x[:2], cond.text),
+        jax.tree.map(lambda x: x[:2], cond.views),
         None,
     )
     assert shape.shape == z.shape
@@ -235,7 +236,7 @@ def test_the_original_mvdream_file(tmp_path, suffix):
     kernel = critic.params["unet"]["down_blocks_0"]["resnets_0"]["conv1"]["kernel"]
     theirs = parts["model.diffusion_model."]["input_blocks.1.0.in_layers.2.weight"]
     np.testing.assert_array_equal(kernel, theirs.transpose(2, 3, 1, 0))
-    assert critic.encode_text("a cat", "").text.tokens.shape == (4, 16, 128)
+    assert critic.condition(Prompt("a cat")).views.tokens.shape == (4, 16, 128)
 
 
 def test_a_missing_folder_and_a_strange_one(tmp_path):

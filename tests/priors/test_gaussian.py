@@ -4,9 +4,9 @@ import numpy as np
 
 from jax3d import diffusion
 from jax3d.priors.gaussian import GaussianData, gaussian
-from jax3d.types import TextCond
+from jax3d.types import Cond
 
-NO_TEXT = TextCond(jnp.zeros((3, 1, 1)))
+NO_TEXT = Cond(jnp.zeros((3, 1, 1)))
 
 
 def test_denoise_is_the_gradient_of_the_log_density():
@@ -28,7 +28,7 @@ def test_sampling_draws_the_data():
     mean = jnp.linspace(0, 1, 12).reshape(2, 2, 3)
     data = GaussianData(mean=mean, std=jnp.float32(0.2))
     z = jax.random.normal(jax.random.key(0), (2000, 2, 2, 3))
-    text = TextCond(jnp.zeros((2000, 1, 1)))
+    text = Cond(jnp.zeros((2000, 1, 1)))
 
     def denoise(z, t):
         return prior.denoise(data, z, jnp.broadcast_to(t, z.shape[:1]), text, None)

@@ -8,7 +8,7 @@ import pytest
 from jax3d import diffusion, weights
 from jax3d.nn import unet, vae
 from jax3d.priors import stable_diffusion as sd
-from jax3d.types import TextCond
+from jax3d.types import Cond
 
 SIZES = {
     "sample_size": 8,
@@ -36,7 +36,7 @@ def test_the_same_weights_say_nearly_the_same_in_both(tmp_path):
     def eps(network):
         prior = sd.latent_prior(network, vae.AutoencoderKL(), diffusion.scaled_linear(), "eps", 64)
         z_t = jnp.asarray(rng_input((2, 8, 8, 4)))
-        text = TextCond(jnp.asarray(rng_input((2, 7, 24))))
+        text = Cond(jnp.asarray(rng_input((2, 7, 24))))
         return jax.jit(prior.denoise)(params, z_t, jnp.array([17, 803]), text, None)
 
     mine, other = eps(sd.text_network(ours, 64)), eps(sd.handed_over_network(theirs))

@@ -8,10 +8,10 @@ from checkpoints import NETWORKS, tensors, vectors
 
 from jax3d import weights
 from jax3d.camera import orbit
-from jax3d.nn import ldm, unet
-from jax3d.priors import mvdream
+from jax3d.nn import unet
+from jax3d.priors import ldm, mvdream
 from jax3d.priors.stable_diffusion import text_network
-from jax3d.types import TextCond
+from jax3d.types import Cond
 
 TO_BLENDER = np.array([[1, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
 
@@ -46,7 +46,7 @@ def critic():
     renamed = ldm.unet_names(tensors("mvdream", "unet"), config["num_res_blocks"])
     params = weights.to_flax(renamed, unet.abstract_params(net))
     z = jax.random.normal(jax.random.key(0), (4, 4, 4, 4))
-    text = TextCond(jax.random.normal(jax.random.key(1), (4, 7, 24)))
+    text = Cond(jax.random.normal(jax.random.key(1), (4, 7, 24)))
     camera = orbit(jnp.arange(4.0), jnp.full(4, 0.2), 2.0, 0.7)
     return net, params, (z, jnp.full(4, 400), text, camera)
 

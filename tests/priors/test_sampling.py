@@ -8,10 +8,11 @@ from checkpoints import write_pixels, write_usable
 from toys import no_condition
 
 from jax3d import cli, diffusion, image
-from jax3d.camera import orbit
+from jax3d.camera import in_groups, orbit
 from jax3d.priors import sampling
 from jax3d.priors.base import Critic
 from jax3d.priors.gaussian import GaussianData, gaussian
+from jax3d.types import Prompt
 
 ABAR = diffusion.cosine(200)
 MEAN = jnp.linspace(0.3, 0.7, 4 * 4 * 3).reshape(4, 4, 3)
@@ -22,13 +23,13 @@ def critic(**changes):
     """Of one Gaussian cloud of pictures, whatever the text."""
     prior = gaussian(4, ABAR)._replace(**changes)
     data = GaussianData(MEAN, jnp.float32(0.05))
-    return Critic(prior, data, lambda prompt, negative: no_condition(), "a cloud")
+    return Critic(prior, data, lambda prompt: no_condition(), "a cloud", "")
 
 
 @pytest.mark.parametrize("method", ["ddim", "ddpm", "euler"])
 def test_every_method_draws_the_data(method):
     sample = sampling.sampler(critic(), None, 1.0, 50, method)
-    first, again, other = (sample(jax.random.key(k), "a cat", AROUND) for k in (0, 0, 1))
+    first, again, other = (sample(jax.random.key(k), Prompt("a cat"), AROUND) for k in (0, 0, 1))
     assert first.shape == (4, 4, 4, 3)
     np.testing.assert_array_equal(first, again)
     assert jnp.abs(first - other).max() > 1e-2
@@ -44,7 +45,7 @@ def test_every_method_draws_the_data(method):
 ])  # fmt: skip
 def test_views_share_their_noise_where_the_view_alone_shall_differ(mode, views, same):
     pictures = sampling.sampler(critic(views=views), mode, 1.0, 5)(
-        jax.random.key(0), "a cat", AROUND
+        jax.random.key(0), Prompt("a cat"), AROUND
     )
     assert bool(jnp.all(pictures == pictures[:1])) == same
 
@@ -59,7 +60,7 @@ def test_cameras_are_told_where_the_critic_reads_them():
     for reads in (True, False):
         asked = critic(denoise=denoise)
         asked = asked._replace(prior=asked.prior._replace(reads_camera=reads))
-        sampling.sampler(asked, steps=2)(jax.random.key(0), "a cat", AROUND)
+        sampling.sampler(asked, steps=2)(jax.random.key(0), Prompt("a cat"), AROUND)
     assert [camera is not None for camera in told] == [True, False]
     with pytest.raises(ValueError, match="not told cameras"):
         sampling.sampler(critic(), "camera")
@@ -67,13 +68,13 @@ def test_cameras_are_told_where_the_critic_reads_them():
 
 def test_groups_go_all_around():
     camera = orbit(jnp.arange(8) * jnp.pi / 4, 0.2, 2.0, 0.7)
-    turns = np.diff(sampling.in_groups(camera, 4).azimuth.reshape(2, 4), axis=1)
+    turns = np.diff(in_groups(camera, 4).azimuth.reshape(2, 4), axis=1)
     np.testing.assert_allclose(turns, np.pi / 2, atol=1e-6)
-    np.testing.assert_array_equal(sampling.in_groups(camera, 1).azimuth, camera.azimuth)
+    np.testing.assert_array_equal(in_groups(camera, 1).azimuth, camera.azimuth)
     with pytest.raises(ValueError, match="multiple of 3"):
-        sampling.in_groups(camera, 3)
+        in_groups(camera, 3)
     with pytest.raises(ValueError, match="looks at 3 together"):
-        sampling.sampler(critic(views=3), "text")(jax.random.key(0), "a cat", AROUND)
+        sampling.sampler(critic(views=3), "text")(jax.random.key(0), Prompt("a cat"), AROUND)
 
 
 @pytest.mark.parametrize(("system", "options", "shape"), [

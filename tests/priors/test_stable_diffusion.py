@@ -14,7 +14,7 @@ from jax3d.guidance.sds import sds
 from jax3d.nn import unet, vae
 from jax3d.optimize import asset
 from jax3d.priors import stable_diffusion as sd
-from jax3d.types import Condition, Render, TextCond
+from jax3d.types import Cond, Condition, Render
 
 ABAR = diffusion.scaled_linear()
 
@@ -41,7 +41,7 @@ def test_sds_gradient_of_an_image_through_the_encoder(tmp_path):
 
     noise, t = nhwc(io["in_noise"]), jnp.asarray(io["in_t"], jnp.int32)
     z_t = diffusion.q_sample(ABAR, z, t, noise)
-    both = TextCond(jnp.asarray(io["in_cond_uncond"]))
+    both = Cond(jnp.asarray(io["in_cond_uncond"]))
     cond, uncond = jax.jit(prior.denoise)(
         params, jnp.repeat(z_t, 2, 0), jnp.repeat(t, 2), both, None
     )
@@ -105,13 +105,13 @@ def test_whatever_is_predicted_comes_out_as_noise(coder, prediction):
     z_t = diffusion.q_sample(ABAR, x0, t, eps)
     says = {"eps": eps, "x0": x0, "v": diffusion.velocity(ABAR, x0, t, eps)}[prediction]
     prior = sd.latent_prior(lambda *_: says, coder[0], ABAR, prediction, 32)
-    text = TextCond(jnp.zeros((2, 3, 5)))
+    text = Cond(jnp.zeros((2, 3, 5)))
     np.testing.assert_allclose(prior.denoise({"unet": {}}, z_t, t, text, None), eps, atol=2e-5)
 
 
 def test_views_must_come_in_groups(coder):
     prior = sd.latent_prior(lambda *_: None, coder[0], ABAR, "eps", 32, views=4)
-    text = TextCond(jnp.zeros((6, 3, 5)))
+    text = Cond(jnp.zeros((6, 3, 5)))
     with pytest.raises(ValueError, match="6 images are not in groups of 4"):
         prior.denoise({"unet": {}}, jnp.zeros((6, 4, 4, 4)), jnp.zeros(6, jnp.int32), text, None)
 
@@ -124,7 +124,7 @@ def test_assets_fold_into_the_batch_and_share_the_weights():
 
     def denoise(params, z_t, tokens):
         t = jnp.full(len(z_t), 500)
-        return prior.denoise({"unet": params}, z_t, t, TextCond(tokens), None)
+        return prior.denoise({"unet": params}, z_t, t, Cond(tokens), None)
 
     def lowered(assets):
         z_t = jax.ShapeDtypeStruct((*assets, 2, 8, 8, 4), jnp.float32)
@@ -151,7 +151,7 @@ def test_a_step_of_many_assets_is_one_batch():
     camera = orbit(jnp.arange(2.0), 0.2, 2.0, 0.7)
 
     def gradient(rgb, params, tokens, seed):
-        cond = Condition(TextCond(tokens), TextCond(tokens[0]))
+        cond = Condition(Cond(tokens[0]), Cond(tokens[0]), Cond(tokens))
         knobs = asset.knobs(0)
 
         def loss(rgb):

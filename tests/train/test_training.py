@@ -11,7 +11,7 @@ from jax3d import weights
 from jax3d.data import prop_bank, props
 from jax3d.metrics import scorer
 from jax3d.nn.props_unet import UNetConfig
-from jax3d.priors import props as critic
+from jax3d.priors import embedded as critic
 from jax3d.train import prior as prior_training
 from jax3d.train import scorer as scorer_training
 

@@ -8,7 +8,8 @@ import pytest
 from jax3d import camera as cameras
 from jax3d.data import props
 from jax3d.nn.props_unet import UNetConfig, _patch, _unpatch
-from jax3d.priors import props as critic
+from jax3d.priors import embedded as critic
+from jax3d.types import Prompt
 from jax3d.weights import WeightsError
 
 TINY = UNetConfig(
@@ -35,7 +36,9 @@ def question():
 
 def ask(params, question, prompt, told=True):
     z, t, camera = question
-    text = jax.tree.map(lambda x: jnp.stack([x] * 2), critic.encode_text(params, prompt).plain)
+    text = jax.tree.map(
+        lambda x: jnp.stack([x] * 2), critic.condition(params, Prompt(prompt)).plain
+    )
     prior = critic.props_prior(TINY)
     return jax.jit(prior.denoise)(params, z, t, text, camera if told else None)
 
@@ -68,7 +71,7 @@ def test_an_untold_camera_is_the_same_as_none(params, question):
 
 def test_padding_words_are_not_seen(params, question):
     z, t, camera = question
-    tokens = critic.encode_text(params, "a red chair").plain.tokens
+    tokens = critic.condition(params, Prompt("a red chair")).plain.tokens
     predict = jax.jit(critic.predict_x0, static_argnums=1)
     longer = jnp.concatenate([tokens, jnp.zeros((3, tokens.shape[1]))])
     out = [
@@ -79,20 +82,20 @@ def test_padding_words_are_not_seen(params, question):
 
 
 def test_the_condition_words_each_view(params):
-    cond = critic.encode_text(params, "a red chair", negative="a blue chair")
-    assert cond.text.tokens.shape == (4, props.MAX_WORDS, TINY.word_width)
+    cond = critic.condition(params, Prompt("a red chair", "a blue chair"))
+    assert cond.views.tokens.shape == (4, props.MAX_WORDS, TINY.word_width)
     table = params["words"]["embedding"]
-    for row, word in zip(cond.text.tokens, props.VIEW_WORDS, strict=True):
+    for row, word in zip(cond.views.tokens, props.VIEW_WORDS, strict=True):
         np.testing.assert_array_equal(row[2], table[props.word_ids([word])[0, 0]])
-    np.testing.assert_array_equal(cond.plain.tokens[:2], cond.text.tokens[0, :2])
+    np.testing.assert_array_equal(cond.plain.tokens[:2], cond.views.tokens[0, :2])
     assert (cond.plain.tokens[2:] == 0).all()
     assert (cond.null.tokens[0] == table[props.word_ids(["blue"])[0, 0]]).all()
-    assert (critic.encode_text(params, "a red chair").null.tokens == 0).all()
+    assert (critic.condition(params, Prompt("a red chair")).null.tokens == 0).all()
 
 
 def test_eight_words_leave_no_room_for_a_view(params):
     with pytest.raises(ValueError, match="no room for a view word"):
-        critic.encode_text(params, "a tall round long striped spotted red chair hat")
+        critic.condition(params, Prompt("a tall round long striped spotted red chair hat"))
 
 
 def test_plucker_coordinates_are_of_the_ray():

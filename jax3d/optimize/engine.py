@@ -40,7 +40,7 @@ MOST_WRITERS = 8
 
 
 @dataclass(frozen=True)
-class SweepConfig:
+class EngineConfig:
     """How the engine runs. Only `patience` and `tolerance` change what an asset becomes, save for
     the rounding that `over` tells of."""
 
@@ -66,7 +66,7 @@ class SweepConfig:
 
 
 class Task(NamedTuple):
-    """One asset to optimise."""
+    """One asset to optimize."""
 
     cond: Condition
     knobs: Knobs
@@ -131,7 +131,7 @@ class Sweep:
     task: Callable[[int], Task]
     """The task of an asset by its index; called when it enters, so that a long queue costs
     nothing."""
-    config: SweepConfig = field(default_factory=SweepConfig)
+    config: EngineConfig = field(default_factory=EngineConfig)
     backend: Literal["shard_map", "pmap"] = "shard_map"
     devices: Sequence[jax.Device] | None = None
     """By default those of this process."""

@@ -16,10 +16,10 @@ from toys import no_condition, pages
 
 from jax3d.guidance.base import Guidance
 from jax3d.guidance.sds import sds
-from jax3d.optimize import asset, sweep
+from jax3d.optimize import asset, engine
 from jax3d.optimize.asset import AssetConfig, Optimiser, Stage
 from jax3d.optimize.checkpoint import Checkpoints
-from jax3d.optimize.sweep import Sweep, SweepConfig, Task
+from jax3d.optimize.engine import EngineConfig, Sweep, Task
 from jax3d.priors.gaussian import GaussianData, gaussian
 
 SIZE = 8
@@ -59,10 +59,10 @@ def swept(
         [stage.size for stage in STAGES],
         DATA,
         task,
-        SweepConfig(**{"block": 5, "over": "vmap", **config}),
+        EngineConfig(**{"block": 5, "over": "vmap", **config}),
         devices=jax.devices()[:devices],
     )
-    sweep.run(this, indices, finished or keep, report or reports.append, checkpoints)
+    engine.run(this, indices, finished or keep, report or reports.append, checkpoints)
     return outcomes, reports
 
 
@@ -165,63 +165,65 @@ def test_a_sweep_goes_on_with_other_slots_and_devices(undisturbed, tmp_path, slo
 
 def test_out_of_memory_halves_the_slots(undisturbed, monkeypatch):
     counts = []
-    block = sweep._Program.block
+    block = engine._Program.block
 
     def tight(self, size, count):
         counts.append(count)
         if count > 2:
-            raise sweep.OutOfMemory("no room")
+            raise engine.OutOfMemory("no room")
         return block(self, size, count)
 
-    monkeypatch.setattr(sweep._Program, "block", tight)
+    monkeypatch.setattr(engine._Program, "block", tight)
     outcomes, _ = swept(range(6), slots=6)
     assert list(dict.fromkeys(counts)) == [6, 3, 1]
     for index, outcome in outcomes.items():
         assert_same(outcome, undisturbed[index], rtol=1e-4, atol=1e-5)
-    monkeypatch.setattr(sweep._Program, "block", lambda *args: tight(*args[:2], 9))
-    with pytest.raises(sweep.OutOfMemory):
+    monkeypatch.setattr(engine._Program, "block", lambda *args: tight(*args[:2], 9))
+    with pytest.raises(engine.OutOfMemory):
         swept(range(2), slots=2)
 
 
 def test_the_devices_own_error_is_understood():
-    with pytest.raises(sweep.OutOfMemory, match="RESOURCE_EXHAUSTED"), sweep._out_of_memory():
+    with pytest.raises(engine.OutOfMemory, match="RESOURCE_EXHAUSTED"), engine._out_of_memory():
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
-    with pytest.raises(jax.errors.JaxRuntimeError), sweep._out_of_memory():
+    with pytest.raises(jax.errors.JaxRuntimeError), engine._out_of_memory():
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
 def test_slots_follow_from_the_memory(monkeypatch):
-    this = Sweep(OPTIMISER, [SIZE], DATA, task, SweepConfig(over="vmap"), devices=jax.devices()[:2])
-    mesh = sweep.parallel.assets_mesh(this.devices)
-    program = sweep._Program(this, mesh, task(0))
-    one = sweep.parallel.bytes_of(program.slot)
+    this = Sweep(
+        OPTIMISER, [SIZE], DATA, task, EngineConfig(over="vmap"), devices=jax.devices()[:2]
+    )
+    mesh = engine.parallel.assets_mesh(this.devices)
+    program = engine._Program(this, mesh, task(0))
+    one = engine.parallel.bytes_of(program.slot)
     monkeypatch.setattr(program, "_temporaries", lambda count: 1000 + 500 * count // mesh.size)
     monkeypatch.setattr(
-        sweep.parallel,
+        engine.parallel,
         "device_bytes",
-        lambda device: sweep.parallel.bytes_of(DATA) + 1000 + 3 * (2 * one + 500),
+        lambda device: engine.parallel.bytes_of(DATA) + 1000 + 3 * (2 * one + 500),
     )
     assert program.slots_that_fit(100) == 6
     assert program.slots_that_fit(3) == 4
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
-        assert sweep._Program._temporaries(program, 2) > 0
+        assert engine._Program._temporaries(program, 2) > 0
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_a_sweep_compiles_each_stage_once():
-    this = Sweep(OPTIMISER, [SIZE, SIZE], DATA, task, SweepConfig(block=5, slots=2))
+    this = Sweep(OPTIMISER, [SIZE, SIZE], DATA, task, EngineConfig(block=5, slots=2))
     programs = []
-    init = sweep._Program.__init__
+    init = engine._Program.__init__
 
     def spied(self, *args):
         init(self, *args)
         programs.append(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep._Program, "__init__", spied)
-        sweep.run(this, range(7), lambda outcome: None)
+        patch.setattr(engine._Program, "__init__", spied)
+        engine.run(this, range(7), lambda outcome: None)
     (program,) = programs
     assert [block._cache_size() for block in program._blocks.values()] == [1]
 

@@ -21,7 +21,7 @@ from jax3d import diffusion, weights
 from jax3d.data import props
 from jax3d.nn.props_unet import PropsUNet, UNetConfig, WordTable
 from jax3d.priors.base import Critic, Prior
-from jax3d.types import Camera, Condition, Key, Params, TextCond
+from jax3d.types import Camera, Cond, Condition, Key, Params, Prompt
 
 SIZE = 64
 """Side of the images, pixels."""
@@ -150,8 +150,8 @@ def shipped_config() -> UNetConfig:
     return read_config(WEIGHTS)
 
 
-def encode_text(params: Params, prompt: str, negative: str = "") -> Condition:
-    """A prompt worded for each view, and the unconditional or negative one.
+def condition(params: Params, prompt: Prompt) -> Condition:
+    """A prompt as it is and worded for each view, and the unconditional or negative one.
 
     Raises:
       ValueError: See `data.props.word_ids`.
@@ -159,19 +159,19 @@ def encode_text(params: Params, prompt: str, negative: str = "") -> Condition:
     table = params["words"]["embedding"]
 
     def embed(ids):
-        return TextCond(tokens=table[ids] * (ids > 0)[..., None])
+        return Cond(tokens=table[ids] * (ids > 0)[..., None])
 
-    plain = props.word_ids([prompt])[0]
+    plain = props.word_ids([prompt.text])[0]
     count = int((plain > 0).sum())
     if count == props.MAX_WORDS:
         raise ValueError(
-            f"the prompt {prompt!r} leaves no room for a view word; drop one of its words"
+            f"the prompt {prompt.text!r} leaves no room for a view word; drop one of its words"
         )
     worded = np.tile(plain, (len(props.VIEW_WORDS), 1))
     worded[:, count] = props.word_ids(list(props.VIEW_WORDS))[:, 0]
-    null = props.word_ids([negative])[0] if negative else np.zeros_like(plain)
+    null = props.word_ids([prompt.negative])[0] if prompt.negative else np.zeros_like(plain)
     return Condition(
-        text=embed(jnp.asarray(worded)),
+        views=embed(jnp.asarray(worded)),
         null=embed(jnp.asarray(null)),
         plain=embed(jnp.asarray(plain)),
     )
@@ -185,4 +185,4 @@ def open_critic(path: Path | str = WEIGHTS) -> Critic:
     """
     params = load(path)
     prior = props_prior(read_config(Path(path)))
-    return Critic(prior, params, functools.partial(encode_text, params), NAME)
+    return Critic(prior, params, functools.partial(condition, params), NAME, weights.digest(params))
