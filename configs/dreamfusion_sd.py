@@ -16,7 +16,7 @@ from jax3d.camera import CameraConfig
 from jax3d.fields.triplane import TriplaneConfig
 from jax3d.guidance.score import ScoreConfig
 from jax3d.guidance.sds import SDSConfig
-from jax3d.optimize.asset import AssetConfig, Stage
+from jax3d.optimize.asset import AssetConfig, StageConfig
 from jax3d.recipe import KnobValues, Recipe
 
 recipe = Recipe(
@@ -34,11 +34,9 @@ recipe = Recipe(
             up_jitter=0.02,
         ),
         views=1,
-        stages=(Stage(10_000, 64),),
+        stages=(StageConfig(10_000, 64),),
         rate=0.01,
         rates=(("background", 0.001),),
-        shaded_from=2000,
-        p_shaded=0.75,
         p_textureless=0.5,
         ambient=0.1,
     ),
@@ -49,6 +47,7 @@ recipe = Recipe(
         t_max=(0.98,),
         lambda_opacity=(0.0,),
         lambda_sparsity=(1.0,),
-        lambda_orient=(10.0, 1000.0, 0.0, 5000.0),
+        lambda_orient=(10.0, 1000.0, 0.0, 0.5),
+        p_shaded=(0.0, 0.75, 0.2, 0.0),
     ),
 )

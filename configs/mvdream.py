@@ -17,7 +17,7 @@ from jax3d.camera import CameraConfig
 from jax3d.fields.triplane import TriplaneConfig
 from jax3d.guidance.score import ScoreConfig
 from jax3d.guidance.sds import SDSConfig
-from jax3d.optimize.asset import AssetConfig, Stage
+from jax3d.optimize.asset import AssetConfig, StageConfig
 from jax3d.recipe import KnobValues, Recipe
 
 recipe = Recipe(
@@ -35,7 +35,7 @@ recipe = Recipe(
             up_jitter=0.0,
         ),
         views=4,
-        stages=(Stage(5000, 64), Stage(5000, 256)),
+        stages=(StageConfig(5000, 64), StageConfig(5000, 256)),
         rate=0.01,
         rates=(("mlp", 0.001), ("background", 0.001)),
     ),
@@ -44,8 +44,8 @@ recipe = Recipe(
     ),
     knobs=KnobValues(
         guidance_scale=(50.0,),
-        t_min=(0.98, 0.02, 0.0, 8000.0),
-        t_max=(0.98, 0.5, 0.0, 8000.0),
+        t_min=(0.98, 0.02, 0.0, 0.8),
+        t_max=(0.98, 0.5, 0.0, 0.8),
         lambda_opacity=(0.0,),
     ),
 )

@@ -16,7 +16,7 @@ from jax3d.camera import CameraConfig
 from jax3d.fields.triplane import TriplaneConfig
 from jax3d.guidance.score import ScoreConfig
 from jax3d.guidance.vsd import VSDConfig
-from jax3d.optimize.asset import AssetConfig, Stage
+from jax3d.optimize.asset import AssetConfig, StageConfig
 from jax3d.recipe import KnobValues, Recipe
 
 recipe = Recipe(
@@ -32,7 +32,7 @@ recipe = Recipe(
             up_jitter=0.02,
         ),
         views=1,
-        stages=(Stage(5000, 64), Stage(20_000, 512)),
+        stages=(StageConfig(5000, 64), StageConfig(20_000, 512)),
         rate=0.01,
         rates=(("mlp", 0.001), ("background", 0.001), ("guidance", 1e-4)),
     ),
@@ -40,7 +40,7 @@ recipe = Recipe(
     knobs=KnobValues(
         guidance_scale=(7.5,),
         t_min=(0.02,),
-        t_max=(0.98, 0.5, 5000.0, 0.0),
+        t_max=(0.98, 0.5, 0.2, 0.0),
         lambda_opacity=(0.0,),
     ),
 )

@@ -35,10 +35,12 @@ class Finisher:
     def __init__(self, recipe: Recipe):
         """Prepares the compiled functions of a recipe."""
         self.recipe = recipe
-        self.field = recipe.representation()
+        self.field = recipe.field.build()
         size = (recipe.pictures.size,) * 2
         self._picture = jax.jit(
-            lambda params, camera, look: self.field.render(params, None, camera, look, size).rgb
+            lambda params, camera, look: self.field.render(params, None, camera, look, size).over(
+                look.background
+            )
         )
         self._density, self._color = jax.jit(self.field.density), jax.jit(self.field.color)
         self._scorer = scorer.load()

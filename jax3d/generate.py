@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from etils import epath
 
 from jax3d import gallery, ledger, weights
 from jax3d.data import props
 from jax3d.finish import Finisher, versions
 from jax3d.manifest import Job
-from jax3d.optimize import asset, engine, flops
+from jax3d.optimize import engine
 from jax3d.optimize.checkpoint import Checkpoints, demand_storage, within
-from jax3d.optimize.engine import EngineConfig, Outcome, Task
+from jax3d.optimize.engine import EngineConfig, Outcome
+from jax3d.optimize.stage import Task, step_flops
 from jax3d.priors.base import Critic
 from jax3d.recipe import Recipe
 
@@ -130,9 +130,8 @@ class _Assets:
         """What the engine is told of an asset."""
         job = self.jobs[index]
         own = job.recipe(self.recipe)
-        ends = np.cumsum([stage.steps for stage in own.optimize.stages])
-        cond = self._condition(job.prompt, own.negative)
-        return Task(cond, own.knobs_of(job.seed), tuple(map(int, ends)))
+        steps = tuple(stage.steps for stage in own.optimize.stages)
+        return Task(self._condition(job.prompt, own.negative), own.knobs_of(job.seed), steps)
 
     def is_finished(self, index: int) -> bool:
         """Whether its files are there."""
@@ -177,38 +176,36 @@ def _sweep(assets: _Assets, finisher: Finisher, todo, config, worker, report, fi
     if not todo:
         return
     recipe, critic, folder = assets.recipe, assets.critic, assets.out / "checkpoints"
-    optimiser = asset.make(
-        recipe.representation(), critic.prior, recipe.guide(critic), recipe.optimize
-    )
-    sizes = [stage.size for stage in recipe.optimize.stages]
-    first = assets.task(todo[0])
-    state = jax.eval_shape(optimiser.init, first.knobs)
-    work = {
-        size: flops.count(
-            lambda *x, size=size: optimiser.step(*x, size), state, critic.params, *first[:2]
-        )
-        for size in set(sizes)
-    }
-    total = sum(assets.task(k).ends[-1] for k in todo)
+    stages = recipe.build(critic)
+    work = step_flops(stages, assets.task(todo[0]))
+    total = sum(sum(assets.task(k).steps) for k in todo)
     taken = 0
 
     one_at_a_time = threading.Lock()
 
     def passed_on(outcome: Outcome):
-        record = _write(assets, finisher, outcome, [work[size] for size in sizes])
+        record = _write(assets, finisher, outcome, work)
         with one_at_a_time:
             finished(record)
 
     def told(block: engine.Report):
         nonlocal taken
         taken += block.steps
-        norms = [track.residual_norm for track in block.tracks]
+        norms = [track.history[-1]["residual_norm"] for track in block.tracks if track.history]
         report(Progress(taken, total, norms, block.finished))
 
-    sweep = engine.Sweep(optimiser, sizes, critic.params, assets.task, config)
     checkpoints = Checkpoints(folder / worker, config.keep)
     others = [Checkpoints(p, mine=False) for p in within(folder) if p.name != worker]
-    engine.run(sweep, todo, passed_on, told, checkpoints, others)
+    engine.run(
+        stages,
+        assets.task,
+        todo,
+        passed_on,
+        config=config,
+        report=told,
+        checkpoints=checkpoints,
+        others=others,
+    )
     for each in (checkpoints, *others):
         each.close()
     (folder / worker).rmtree(missing_ok=True)
@@ -218,18 +215,17 @@ def _write(assets: _Assets, finisher: Finisher, outcome: Outcome, work: list[int
     """Writes the files of a finished asset and returns its record."""
     track = outcome.track
     job = assets.jobs[track.index]
-    begins = (0, *track.ends[:-1])
-    taken = [min(max(track.step - a, 0), b - a) for a, b in zip(begins, track.ends, strict=True)]
+    taken = (*track.steps[: track.stage], track.step)
     about = {
         "index": track.index,
         "prompt": job.prompt,
         "seed": job.seed,
-        "steps": track.step,
+        "steps": track.taken,
         "status": track.status,
         "knobs": dict(job.knobs),
         "critic": assets.critic.name,
-        "residual_norm": track.residual_norm,
-        "model_flops": sum(k * each for k, each in zip(taken, work, strict=True)),
+        "residual_norm": track.history[-1].get("residual_norm") if track.history else None,
+        "model_flops": sum(k * each for k, each in zip(taken, work, strict=False)),
         "seconds": {"optimize": track.device_seconds},
         "recipe": dataclasses.asdict(job.recipe(assets.recipe)),
     }

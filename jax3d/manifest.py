@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from etils import epath
 
-from jax3d.recipe import KnobValues, Recipe, Values
+from jax3d.knobs import KnobValues, Values
+from jax3d.recipe import Recipe
 
 KNOBS = tuple(f.name for f in dataclasses.fields(KnobValues))
 FIELDS = ("prompt", "seed", "steps", "negative", *KNOBS)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, UInt
+from jaxtyping import Array, Float
 
 Params = Any
 """A pytree of arrays."""
@@ -19,6 +19,9 @@ Params = Any
 
 Numbers = jax.Array | np.ndarray
 """Leaves of structures that also live on the host."""
+
+Scalars = Numbers | np.generic
+"""The same where a leaf may be a single number."""
 
 
 @struct.dataclass
@@ -58,7 +61,7 @@ class Look:
     """
 
     background: Float[Array, "*v 3"]
-    """Linear blend behind the object, [0, 1]."""
+    """What is put behind the object, [0, 1]; representations do not read it."""
     ambient: Float[Array, "*v"]
     textureless: Float[Array, "*v"]
     light: Float[Array, "*v 3"]
@@ -77,10 +80,10 @@ class Look:
 
 @struct.dataclass
 class Render:
-    """What a representation shows to `v` cameras."""
+    """What a representation shows to `v` cameras, not yet over any background."""
 
     rgb: Float[Array, "*v H W 3"]
-    """Composited over the background, [0, 1]."""
+    """Colour times opacity, [0, 1]; `over` shows it."""
     alpha: Float[Array, "*v H W"]
     """Opacity, [0, 1]."""
     depth: Float[Array, "*v H W"]
@@ -91,6 +94,15 @@ class Render:
     """Orientation penalty sum_i w_i max(0, n_i . d)^2 (Ref-NeRF, eq. 11)."""
     weights: Float[Array, "*v H W s"] | None = None
     """Compositing weights of the fine samples, where the representation has such."""
+    background: Float[Array, "*v H W 3"] | None = None
+    """What the representation itself has learnt to put behind the object, [0, 1]."""
+
+    def over(self, background: Any) -> Float[Array, "*v H W 3"]:
+        """The pictures over a background: `[3]`, one colour a view or one a pixel."""
+        background = jnp.asarray(background)
+        if 1 < background.ndim < self.rgb.ndim:
+            background = background[..., None, None, :]
+        return self.rgb + (1 - self.alpha)[..., None] * background
 
 
 @struct.dataclass
@@ -158,11 +170,11 @@ class Condition:
 class Ramp:
     """A number that moves linearly from `start` to `end` between two steps, constant outside."""
 
-    start: Float[Array, "*A"]
-    end: Float[Array, "*A"]
-    begin: Float[Array, "*A"]
+    start: Float[Scalars, "*A"]
+    end: Float[Scalars, "*A"]
+    begin: Float[Scalars, "*A"]
     """Step at which the movement starts."""
-    steps: Float[Array, "*A"]
+    steps: Float[Scalars, "*A"]
     """Steps that the movement takes; 0 is a jump."""
 
     @classmethod
@@ -178,30 +190,6 @@ class Ramp:
 
 
 @struct.dataclass
-class Knobs:
-    """Every number of one asset's optimisation that a sweep may vary without a recompile."""
-
-    seed: UInt[Array, "*A"]
-    lr: Ramp
-    """Multiplies the per-group learning rates of the config."""
-    guidance_scale: Ramp
-    t_min: Ramp
-    """Lower end of the timestep range, as a fraction of the schedule in [0, 1]."""
-    t_max: Ramp
-    lambda_sds: Ramp
-    lambda_opacity: Ramp
-    """Binary entropy of alpha: pushes every pixel to opaque or empty."""
-    lambda_sparsity: Ramp
-    """Mean of sqrt(alpha^2 + 0.01): pushes the object to be small."""
-    lambda_orient: Ramp
-    lambda_normal: Ramp
-    """Smoothness of rendered normals."""
-    lambda_tv: Ramp
-    """Total variation of the representation's grids."""
-    background: Float[Array, "*A 3"]
-
-
-@struct.dataclass
 class AssetState:
     """All that changes while one asset is optimised; what a checkpoint holds."""
 
@@ -209,8 +197,10 @@ class AssetState:
     """int32 [*A], on a device, on the host, or a mere shape"""
     params: Params
     opt_state: Any
-    guidance: Params = None
-    """What the guidance trains beside the asset (VSD's LoRA); None for most."""
+    memory: Any = ()
+    """What the representation keeps beside its parameters; see `fields.base`."""
+    guidance: tuple[Params, ...] = ()
+    """What the terms' guidances train beside the asset (VSD's LoRA); None for most."""
 
 
 Key = jax.Array

@@ -1,33 +1,55 @@
-"""The protocol of a 3D representation: five pure functions of its parameters."""
+"""The protocol of a 3D representation: pure functions of its parameters."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+from jaxtyping import Array, Float
+
+from jax3d.types import Camera, Key, Look, Mesh, Params, Render
+
+Memory = Any
+"""A pytree of arrays that is neither trained nor differentiated, such as which of a fixed number
+of Gaussians are alive."""
+
+
+def no_memory(params: Params) -> Memory:
+    """The `memory` of representations that keep none."""
+    del params
+    return ()
+
+
+def no_adapt(params, opt_state, memory, gradient, step, key):
+    """The `adapt` of representations that never change their layout."""
+    del gradient, step, key
+    return params, opt_state, memory
 
 
 class Representation(NamedTuple):
     """One asset's 3D representation; batch it with `vmap`.
 
-    Every function is pure and differentiable in `params`.
+    Every function but `mesh` is pure, and `render`, `regularise`, `density` and `color` are
+    differentiable in `params`.
     """
 
-    init: Callable[..., Any]
-    """`init(key) -> params`"""
-    render: Callable[..., Any]
-    """`render(params, key, Camera[v], Look, size) -> Render[v]`; `size` is static, `(H, W)`.
-    `key=None` (static) renders deterministically, with samples at the bins' centres."""
-    density: Callable[..., Any]
-    """`density(params, x[*n, 3]) -> [*n]`, 1/metre"""
-    color: Callable[..., Any]
-    """`color(params, x[*n, 3]) -> [*n, 3]`, sRGB albedo in [0, 1]"""
-    adapt: Callable[..., Any]
-    """`adapt(params, opt_state, stats, step, key) -> (params, opt_state)`, shapes unchanged"""
-    tv: Callable[..., Any]
-    """`tv(params) -> []`: total variation of the representation's grids, 0 if it has none"""
+    init: Callable[[Key], Params]
+    """`init(key) -> params`: where optimisation starts."""
+    render: Callable[[Params, Key | None, Camera, Look, tuple[int, int]], Render]
+    """`render(params, key, Camera[v], Look, size) -> Render[v]`, not yet over a background; `size`
+    is static, `(H, W)`. `key=None` (static) renders deterministically."""
+    regularise: Callable[[Params], dict[str, Float[Array, ""]]]
+    """`regularise(params) -> {name: scalar}`: its own regularisers, each weighed by the knob
+    `lambda_<name>`; empty if it has none."""
     bound: float
-    """Half side of the cube around the origin that holds the object, metres"""
-
-
-def no_adapt(params, opt_state, stats, step, key):
-    """The `adapt` of representations that never change their layout."""
-    del stats, step, key
-    return params, opt_state
+    """Half side of the cube around the origin that holds the object, metres."""
+    density: Callable[[Params, Float[Array, "*n 3"]], Float[Array, "*n"]] | None = None
+    """`density(params, x[*n, 3]) -> [*n]`, 1/metre; None if it is no field."""
+    color: Callable[[Params, Float[Array, "*n 3"]], Float[Array, "*n 3"]] | None = None
+    """`color(params, x[*n, 3]) -> [*n, 3]`, sRGB albedo in [0, 1]; None if it is no field."""
+    mesh: Callable[[Params], Mesh] | None = None
+    """`mesh(params) -> Mesh`, on the host, for what is a mesh already or meshes itself; None:
+    marching cubes on `density` and `color`."""
+    memory: Callable[[Params], Memory] = no_memory
+    """`memory(params) -> memory` before the first step."""
+    adapt: Callable[[Params, Any, Memory, Params, Any, Key], tuple[Params, Any, Memory]] = no_adapt
+    """`adapt(params, opt_state, memory, gradient, step, key) -> (params, opt_state, memory)` after
+    each step, shapes unchanged: densification, pruning."""

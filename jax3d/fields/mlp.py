@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from jax3d import camera as cameras
 from jax3d import interp
-from jax3d.fields.base import Representation, no_adapt
+from jax3d.fields.base import Representation
 from jax3d.math import normalize
 from jax3d.render import volume
 from jax3d.types import Camera, Key, Look, Params, Render
@@ -37,6 +37,10 @@ class MlpConfig:
     coarse: int = 32
     samples: int = 32
     tile: int = 4096
+
+    def build(self) -> Representation:
+        """The representation."""
+        return mlp(self)
 
 
 def mlp(config: MlpConfig | None = None) -> Representation:
@@ -69,11 +73,10 @@ def mlp(config: MlpConfig | None = None) -> Representation:
     return Representation(
         init=lambda key: _init(key, cfg),
         render=render,
+        regularise=lambda params: {},
+        bound=cfg.bound,
         density=density,
         color=color,
-        adapt=no_adapt,
-        tv=lambda params: jnp.zeros(()),
-        bound=cfg.bound,
     )
 
 

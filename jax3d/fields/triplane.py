@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from jax3d import camera as cameras
 from jax3d import interp
 from jax3d.fields import planes
-from jax3d.fields.base import Representation, no_adapt
+from jax3d.fields.base import Representation
 from jax3d.math import normalize
 from jax3d.render import sparse, volume
 from jax3d.render.sparse import Plan
@@ -69,7 +69,12 @@ class TriplaneConfig:
     reference: bool = False
     """Render by plain autodiff instead, with every sample in memory."""
     learned_background: bool = False
-    """A small network of the ray's direction replaces the look's background."""
+    """A small network of the ray's direction is what the critic sees behind the object; finished
+    assets are shown without it."""
+
+    def build(self) -> Representation:
+        """The representation."""
+        return triplane(self)
 
 
 def triplane(config: TriplaneConfig | None = None) -> Representation:
@@ -80,9 +85,9 @@ def triplane(config: TriplaneConfig | None = None) -> Representation:
         params: Params, key: Key | None, camera: Camera, look: Look, size: tuple[int, int]
     ) -> Render:
         rays = cameras.rays(camera, size)
-        backdrop = None
+        background = None
         if cfg.learned_background:
-            backdrop = jax.nn.sigmoid(_mlp(params["background"], rays.directions))
+            background = jax.nn.sigmoid(_mlp(params["background"], rays.directions))
         composed = _compose(params)
         plan = cfg.plan or sparse.plan()
         rays_cfg = volume.VolumeConfig(
@@ -95,12 +100,12 @@ def triplane(config: TriplaneConfig | None = None) -> Representation:
         )
         if cfg.reference:
             field = partial(_field, cfg=cfg)
-            return volume.render_reference(
-                field, composed, rays, look, rays_cfg, key, backdrop=backdrop
-            )
-        lattice = density_lattice(params, cfg) if cfg.lattice else None
-        split, split_params = _split(composed, cfg, plan)
-        return volume.render(split, split_params, rays, look, rays_cfg, key, lattice, backdrop)
+            shown = volume.render_reference(field, composed, rays, look, rays_cfg, key)
+        else:
+            lattice = density_lattice(params, cfg) if cfg.lattice else None
+            split, split_params = _split(composed, cfg, plan)
+            shown = volume.render(split, split_params, rays, look, rays_cfg, key, lattice)
+        return shown.replace(background=background)
 
     def density(params: Params, x: Float[Array, "*n 3"]) -> Float[Array, "*n"]:
         sigma = _sigma(_compose(params), x.reshape(-1, 3), cfg)
@@ -110,19 +115,19 @@ def triplane(config: TriplaneConfig | None = None) -> Representation:
         raw = _raw(_compose(params), x.reshape(-1, 3), cfg)
         return jax.nn.sigmoid(raw[:, 1:4]).reshape(x.shape)
 
-    def tv(params: Params) -> Float[Array, ""]:
-        """Mean squared difference of neighbouring texels."""
+    def regularise(params: Params) -> dict[str, Float[Array, ""]]:
+        """The total variation: mean squared difference of neighbouring texels."""
         texels = _compose(params)["planes"]
-        return jnp.mean(jnp.diff(texels, axis=1) ** 2) + jnp.mean(jnp.diff(texels, axis=2) ** 2)
+        across = jnp.mean(jnp.diff(texels, axis=1) ** 2)
+        return {"tv": across + jnp.mean(jnp.diff(texels, axis=2) ** 2)}
 
     return Representation(
         init=lambda key: _init(key, cfg),
         render=render,
+        regularise=regularise,
+        bound=cfg.bound,
         density=density,
         color=color,
-        adapt=no_adapt,
-        tv=tv,
-        bound=cfg.bound,
     )
 
 

@@ -15,7 +15,7 @@ from jax3d.diffusion import cfg
 from jax3d.guidance import score
 from jax3d.guidance.base import Guidance
 from jax3d.guidance.score import ScoreConfig
-from jax3d.priors.base import Prior
+from jax3d.priors.base import Critic, Prior
 
 
 @dataclass(frozen=True)
@@ -28,19 +28,24 @@ class ISMConfig:
     inversion_steps: int = 3
     """Calls of the critic on the way from z to s."""
 
+    def build(self, critic: Critic) -> Guidance:
+        """The guidance by a critic."""
+        return ism(critic.prior, self)
+
 
 def ism(prior: Prior, config: ISMConfig | None = None) -> Guidance:
     """The residual eps_hat(x_t) - eps(x_s), the second without text (eq. 17)."""
     config = config or ISMConfig()
+    score.refuse_rescale(config.score, "ism")
     total = len(prior.alphas_cumprod)
 
-    def loss(prior_params, key, step, render, camera, cond, knobs, own=None):
+    def loss(shared, key, shot, cond, knobs, own):
         del own
-        z, at = score.look(prior, prior_params, key, step, render.rgb, knobs, config.score)
-        text, null = score.view_texts(cond, camera, config.score)
+        z, at = score.look(prior, shared, key, shot.step, shot.rgb, knobs, config.score)
+        text, null = score.view_texts(cond, shot.camera, config.score)
 
         def ask(x, t, *texts):
-            return score.ask(prior, prior_params, x, t, texts, camera, config.score)
+            return score.ask(prior, shared, x, t, texts, shot.camera, config.score)
 
         s = jnp.maximum(at.t - round(config.interval * total), 0)
         path = jnp.linspace(0, s, config.inversion_steps + 1).astype(jnp.int32)
@@ -51,7 +56,7 @@ def ism(prior: Prior, config: ISMConfig | None = None) -> Guidance:
         x_t = transfer(x_s, eps_s, prior.alphas_cumprod[s], prior.alphas_cumprod[at.t])
         guided, bare = ask(x_t, at.t, text, null)
         w = score.weight(prior.alphas_cumprod, at.t, config.score.weighting)
-        residual = cfg(bare, guided, knobs.guidance_scale.at(step)) - eps_s
+        residual = cfg(bare, guided, knobs.guidance_scale.at(shot.step)) - eps_s
         return score.distil(z, residual, w)
 
     return Guidance(loss)

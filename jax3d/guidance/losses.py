@@ -3,10 +3,13 @@
 Letters: v views, H and W pixels.
 """
 
+from collections.abc import Mapping
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax3d.types import Knobs, Render
+from jax3d.knobs import Knobs
+from jax3d.types import Render
 
 
 def opacity_entropy(alpha: Float[Array, "*v H W"]) -> Float[Array, ""]:
@@ -35,19 +38,16 @@ def normal_smoothness(normal: Float[Array, "*v H W 3"]) -> Float[Array, ""]:
     return jnp.mean(jnp.sum(down**2, axis=-1)) + jnp.mean(jnp.sum(right**2, axis=-1))
 
 
-def regularise(
-    render: Render, tv: Float[Array, ""], knobs: Knobs, step
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The regularisers' weighted sum, and each one unweighted.
-
-    `tv` is the total variation of the representation's own grids.
-    """
-    terms = {
-        "opacity": (knobs.lambda_opacity, opacity_entropy(render.alpha)),
-        "sparsity": (knobs.lambda_sparsity, sparsity(render.alpha)),
-        "orient": (knobs.lambda_orient, orientation(render.orient)),
-        "normal": (knobs.lambda_normal, normal_smoothness(render.normal)),
-        "tv": (knobs.lambda_tv, tv),
+def of_pictures(render: Render) -> dict[str, Float[Array, ""]]:
+    """The regularisers that look at renders, by name."""
+    return {
+        "opacity": opacity_entropy(render.alpha),
+        "sparsity": sparsity(render.alpha),
+        "orient": orientation(render.orient),
+        "normal": normal_smoothness(render.normal),
     }
-    total = sum(ramp.at(step) * value for ramp, value in terms.values())
-    return total, {name: value for name, (_, value) in terms.items()}
+
+
+def weigh(values: Mapping[str, Float[Array, ""]], knobs: Knobs, step) -> Float[Array, ""]:
+    """The sum of regularisers, each times its knob `lambda_<name>` at this step."""
+    return sum(getattr(knobs, f"lambda_{name}").at(step) * value for name, value in values.items())

@@ -18,9 +18,10 @@ from jaxtyping import Array, Float, Int
 
 from jax3d.diffusion import cfg, noise_level, q_sample, rescale
 from jax3d.guidance import perp_neg
+from jax3d.knobs import Knobs
 from jax3d.priors.base import Prior
 from jax3d.prompts import hard_weights, select, soft_weights
-from jax3d.types import Camera, Cond, Condition, Key, Knobs, Params
+from jax3d.types import Camera, Cond, Condition, Key, Params
 
 Weighting = Literal["sds", "uniform", "fantasia3d", "recon"]
 
@@ -205,6 +206,15 @@ def distil(
         "residual_norm": jnp.sqrt(jnp.mean(lax.stop_gradient(residual) ** 2)),
         "z_grad_norm": jnp.sqrt(jnp.sum(gradient**2)),
     }
+
+
+def refuse_rescale(config: ScoreConfig, name: str) -> None:
+    """Raises `ValueError` for a guidance whose residual has no guided estimate to rescale."""
+    if config.rescale:
+        raise ValueError(
+            f"guidance.score.rescale is {config.rescale}: {name} compares estimates and rescales "
+            "none; set it to 0, or take sds, hifa or vsd"
+        )
 
 
 def _worded(cond: Condition) -> Cond:

@@ -19,7 +19,8 @@ from jax3d.diffusion import cfg
 from jax3d.guidance import score
 from jax3d.guidance.base import Guidance
 from jax3d.guidance.score import ScoreConfig
-from jax3d.priors.base import Prior
+from jax3d.priors.base import Critic, Prior
+from jax3d.priors.stable_diffusion import camera_weights
 from jax3d.types import Key, Params
 
 
@@ -36,6 +37,17 @@ class VSDConfig:
     """Of the changes of matrices that `lora` makes."""
     pattern: str = r"'unet'.*'(to_\w+|qkv|words|out)'"
     """Which matrices, by their paths: those of all attention layers."""
+
+    def build(self, critic: Critic) -> Guidance:
+        """The guidance by a critic, with low-rank changes of it for the second one."""
+        second = lora(
+            critic.prior,
+            critic.params,
+            rank=self.rank,
+            pattern=self.pattern,
+            camera_weights=camera_weights(critic.params),
+        )
+        return vsd(critic.prior, second, self)
 
 
 class SecondCritic(NamedTuple):
@@ -55,16 +67,16 @@ def vsd(prior: Prior, second: SecondCritic, config: VSDConfig | None = None) -> 
     """
     config = config or VSDConfig()
 
-    def loss(prior_params, key, step, render, camera, cond, knobs, own=None):
-        prior_params = lax.stop_gradient(prior_params)
+    def loss(shared, key, shot, cond, knobs, own):
+        shared = lax.stop_gradient(shared)
         look_key, learn_key = jax.random.split(key)
-        z, at = score.look(prior, prior_params, look_key, step, render.rgb, knobs, config.score)
+        z, at = score.look(prior, shared, look_key, shot.step, shot.rgb, knobs, config.score)
         text = score.repeat(cond.plain, len(z))
-        scale = knobs.guidance_scale.at(step)
-        eps_hat = score.guided(prior, prior_params, at, camera, cond, scale, config.score)
+        scale = knobs.guidance_scale.at(shot.step)
+        eps_hat = score.guided(prior, shared, at, shot.camera, cond, scale, config.score)
 
         def ask(own, at, told):
-            return second.denoise(prior_params, own, at.z_t, at.t, text, camera, told)
+            return second.denoise(shared, own, at.z_t, at.t, text, shot.camera, told)
 
         eps_second = _second(ask, lax.stop_gradient(own), at, config.second_scale)
         w = score.weight(prior.alphas_cumprod, at.t, config.score.weighting)

@@ -25,7 +25,7 @@ def compare(mesh: Mesh, rgb: Float[Host, "v H W 3"], camera: Camera, look: Look)
 
     `camera` and `look` are those that the pictures were rendered with.
     """
-    shown = np.asarray(render_mesh(mesh, camera, look, rgb.shape[1:3]).rgb)
+    shown = np.asarray(render_mesh(mesh, camera, look, rgb.shape[1:3]).over(look.background))
     error = np.mean((shown - np.asarray(rgb)) ** 2, axis=(1, 2, 3))
     return Likeness(float(_decibels(error.mean())), _decibels(error), shown)
 

@@ -1,36 +1,38 @@
-"""Optimising assets under a critic: the pure step of one asset, and blocks of steps for many.
+"""Distillation of one asset: the pure step, and the stages that the engine runs.
 
 Letters: A assets, v views, k steps of a block.
 
-A step reads: key of this step -> cameras -> render -> guidance and regularisers -> gradient ->
-Adam -> the representation's own adaptation. Every random number comes from the asset's seed and
-the step's number, so an asset is the same alone, among others, and after a resume.
+A step reads: key of this step -> for each term: cameras -> render -> guidance -> with the
+regularisers a gradient -> Adam -> the representation's own adaptation. Every random number comes
+from the asset's seed and the step's number, so an asset is the same alone, among others, and after
+a resume.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 from jaxtyping import Array
 
 from jax3d import camera
 from jax3d.camera import CameraConfig
 from jax3d.fields.base import Representation
-from jax3d.guidance.base import Guidance
-from jax3d.guidance.losses import regularise
+from jax3d.guidance.base import Guidance, Shot, Term, scale_gradient
+from jax3d.guidance.losses import of_pictures, weigh
+from jax3d.knobs import Knobs
 from jax3d.math import normalize
+from jax3d.optimize.stage import Left, Stage, Task
 from jax3d.priors.base import Prior
-from jax3d.types import AssetState, Camera, Condition, Key, Knobs, Look, Params, Ramp
+from jax3d.types import AssetState, Camera, Condition, Key, Look, Params
 
 INIT = 2**32 - 1
 """Stands for the step before the first in the derivation of keys."""
 
 
-class Stage(NamedTuple):
+class StageConfig(NamedTuple):
     """Consecutive steps at one resolution; one compilation each."""
 
     steps: int
@@ -45,7 +47,7 @@ class AssetConfig:
     camera: CameraConfig = field(default_factory=CameraConfig)
     views: int = 4
     """Views rendered a step."""
-    stages: tuple[Stage, ...] = (Stage(200, 32), Stage(200, 64))
+    stages: tuple[StageConfig, ...] = (StageConfig(200, 32), StageConfig(80, 64))
     rate: float = 0.01
     """Learning rate of Adam."""
     rates: tuple[tuple[str, float], ...] = ()
@@ -55,72 +57,132 @@ class AssetConfig:
     """Chance that a view gets a background of random grey instead of the knobs'."""
     grey: tuple[float, float] = (0.25, 1.0)
     """Range of that grey; the embedded critic has seen no darker ground."""
-    shaded_from: int = 0
-    """Steps that show the bare albedo before the first shaded view."""
-    p_shaded: float = 0.0
-    """Chance that a view is lit by a random lamp afterwards."""
     p_textureless: float = 0.5
     """Chance that a lit view is white, so that its shape alone is judged."""
     ambient: float = 0.1
     """Share of the ambient light in lit views."""
 
 
-Step = Callable[..., tuple[AssetState, dict[str, Array]]]
-
-
-class Optimiser(NamedTuple):
+class Optimizer(NamedTuple):
     """Two pure functions of one asset; batch them over assets with `vmap`."""
 
     init: Callable[..., AssetState]
     """`init(knobs, params=None) -> AssetState`; `params` starts from an asset at hand."""
-    step: Step
-    """`step(state, prior_params, Condition, Knobs, size) -> (state, metrics)`; `size`, the side
-    of the renders in pixels, is static"""
+    step: Callable[..., tuple[AssetState, dict[str, Array]]]
+    """`step(state, shared, cond, Knobs, size) -> (state, metrics)`; `shared` and `cond` are what
+    the terms' guidances read; `size`, the side of the renders in pixels, is static"""
 
 
-def make(
-    representation: Representation, prior: Prior, guidance: Guidance, config: AssetConfig
-) -> Optimiser:
-    """The optimisation of one asset.
+def distil(
+    representation: Representation,
+    prior: Prior,
+    guidance: Guidance,
+    shared: Params,
+    config: AssetConfig,
+) -> tuple[Stage, ...]:
+    """The stages of an asset under one critic, a resolution each.
 
-    Raises `ValueError` where the views do not fit a critic that looks at several together.
+    Raises:
+      ValueError: The views do not fit a critic that looks at several together.
     """
     if config.views % prior.views:
         raise ValueError(
             f"views={config.views}: this critic looks at {prior.views} views together; "
             f"take a multiple of {prior.views}"
         )
+    optimizer = make(representation, (random_views(guidance, config),), config)
+    return stages(representation, optimizer, shared, config)
+
+
+def stages(
+    representation: Representation, optimizer: Optimizer, shared: Params, config: AssetConfig
+) -> tuple[Stage, ...]:
+    """An optimisation as the engine runs it: moments and step count go on from stage to stage."""
+
+    def begin(task: Task, left: Left | None) -> AssetState:
+        return optimizer.init(task.knobs, None if left is None else left.params)
+
+    def go_on(task: Task, left: Left) -> AssetState:
+        del task
+        return left.rest
+
+    def of(i: int, steps: int, size: int) -> Stage:
+        def step(state, shared, cond, knobs):
+            return optimizer.step(state, shared, cond, knobs, size)
+
+        return Stage(
+            representation=representation,
+            start=begin if i == 0 else go_on,
+            step=step,
+            steps=steps,
+            result=lambda state, shared: Left(state.params, state),
+            shared=shared,
+            watch="residual_norm" if i == len(config.stages) - 1 else None,
+        )
+
+    return tuple(of(i, *each) for i, each in enumerate(config.stages))
+
+
+def random_views(guidance: Guidance, config: AssetConfig) -> Term:
+    """The term of distillation: cameras and looks at random, as the config has them."""
+    return Term(
+        cameras=lambda key, cond: camera.sample(key, config.camera, config.views),
+        look=lambda key, step, cameras, knobs: sample_look(key, config, step, cameras, knobs),
+        guidance=guidance,
+        weight=lambda knobs: knobs.lambda_sds,
+    )
+
+
+def make(representation: Representation, terms: Sequence[Term], config: AssetConfig) -> Optimizer:
+    """The optimisation of one asset under the sum of some terms."""
     adam = optax.scale_by_adam(b1=0.9, b2=0.99, eps=1e-15)
 
     def init(knobs: Knobs, params: Params = None) -> AssetState:
         """The state before the first step."""
         asset_key, own_key = jax.random.split(step_key(knobs, INIT))
         params = representation.init(asset_key) if params is None else params
-        own = guidance.init(own_key) if guidance.init is not None else None
+        own = tuple(
+            term.guidance.init(_of_term(own_key, i)) if term.guidance.init is not None else None
+            for i, term in enumerate(terms)
+        )
         learning_rates(config, params, own)
         opt_state = (adam.init(params), adam.init(own))
-        return AssetState(jnp.zeros((), jnp.int32), params, opt_state, own)
+        memory = representation.memory(params)
+        return AssetState(jnp.zeros((), jnp.int32), params, opt_state, memory, own)
 
-    def objective(trained, state, keys, prior_params, cond, knobs, size):
+    def judge(term: Term, params, own, keys, state, shared, cond, knobs, size):
+        """One term's scalar and metrics, and the regularisers of its renders."""
+        cameras = term.cameras(keys[0], cond)
+        look = term.look(keys[1], state.step, cameras, knobs)
+        render = representation.render(params, keys[2], cameras, look, (size, size))
+        judged = scale_gradient(render, term.weight(knobs).at(state.step))
+        shot = Shot(state.step, cameras, look, judged)
+        scalar, metrics = term.guidance.loss(shared, keys[3], shot, cond, knobs, own)
+        return scalar, metrics, of_pictures(render)
+
+    def objective(trained, state, keys, shared, cond, knobs, size):
         """The scalar to descend; only its gradient has a meaning."""
         params, own = trained
-        cameras = camera.sample(keys[0], config.camera, config.views)
-        look = sample_look(keys[1], config, state.step, cameras, knobs)
-        render = representation.render(params, keys[2], cameras, look, (size, size))
-        judged, metrics = guidance.loss(
-            prior_params, keys[3], state.step, render, cameras, cond, knobs, own
-        )
-        regular, terms = regularise(render, representation.tv(params), knobs, state.step)
-        return knobs.lambda_sds.at(state.step) * judged + regular, metrics | terms
+        each = [
+            judge(term, params, own[i], keys[i], state, shared, cond, knobs, size)
+            for i, term in enumerate(terms)
+        ]
+        scalars, metrics, pictures = zip(*each, strict=True)
+        seen = {name: sum(p[name] for p in pictures) / len(terms) for name in pictures[0]}
+        regularisers = seen | representation.regularise(params)
+        total = sum(scalars) + weigh(regularisers, knobs, state.step)
+        return total, _named(metrics) | regularisers
 
     def step(
-        state: AssetState, prior_params: Params, cond: Condition, knobs: Knobs, size: int
+        state: AssetState, shared: Params, cond: Condition, knobs: Knobs, size: int
     ) -> tuple[AssetState, dict[str, Array]]:
         """One update of one asset."""
-        keys = jax.random.split(step_key(knobs, state.step), 5)
+        key = step_key(knobs, state.step)
+        *first, adapt_key = jax.random.split(key, 5)
+        keys = [first, *(jax.random.split(_of_term(key, i), 4) for i in range(1, len(terms)))]
         trained = (state.params, state.guidance)
         gradient, metrics = jax.grad(objective, has_aux=True)(
-            trained, state, keys, prior_params, cond, knobs, size
+            trained, state, keys, shared, cond, knobs, size
         )
         updates, opt_state = zip(*map(adam.update, gradient, state.opt_state), strict=True)
         lr = knobs.lr.at(state.step)
@@ -130,18 +192,33 @@ def make(
             updates,
             learning_rates(config, *trained),
         )
-        params, adapted = representation.adapt(
-            params, opt_state[0], gradient[0], state.step, keys[4]
-        )
         metrics["grad_norm"] = optax.tree.norm(gradient[0])
-        return AssetState(state.step + 1, params, (adapted, opt_state[1]), own), metrics
+        params, adapted, memory = representation.adapt(
+            params, opt_state[0], state.memory, gradient[0], state.step, adapt_key
+        )
+        state = AssetState(state.step + 1, params, (adapted, opt_state[1]), memory, own)
+        return state, metrics
 
-    return Optimiser(init, step)
+    return Optimizer(init, step)
 
 
 def step_key(knobs: Knobs, step) -> Key:
     """The key of one step of one asset."""
     return jax.random.fold_in(jax.random.key(knobs.seed), step)
+
+
+def _of_term(key: Key, term: int) -> Key:
+    """A key for each term; the first has the one that it has alone."""
+    return jax.random.fold_in(key, term) if term else key
+
+
+def _named(metrics: Sequence[dict[str, Array]]) -> dict[str, Array]:
+    """All terms' metrics: the first one's by their names, the others' by their number too."""
+    return {
+        name if i == 0 else f"{name}_{i}": value
+        for i, of_term in enumerate(metrics)
+        for name, value in of_term.items()
+    }
 
 
 def learning_rates(config: AssetConfig, params: Params, own: Params) -> tuple[Any, Any]:
@@ -167,7 +244,7 @@ def sample_look(key: Key, config: AssetConfig, step, cameras: Camera, knobs: Kno
     low, high = config.grey
     grey = jax.random.uniform(keys[0], (*views, 1), minval=low, maxval=high) * jnp.ones(3)
     use_grey = jax.random.bernoulli(keys[1], config.p_grey, views)
-    lit = jax.random.bernoulli(keys[2], config.p_shaded, views) & (step >= config.shaded_from)
+    lit = jax.random.bernoulli(keys[2], knobs.p_shaded.at(step), views)
     bare = jax.random.bernoulli(keys[3], config.p_textureless, views)
     towards = normalize(cameras.c2w[..., :3, 3])
     return Look(
@@ -176,65 +253,3 @@ def sample_look(key: Key, config: AssetConfig, step, cameras: Camera, knobs: Kno
         textureless=(lit & bare).astype(jnp.float32),
         light=normalize(towards + 0.5 * jax.random.normal(keys[4], towards.shape)),
     )
-
-
-def run_block(
-    step: Step, k: int, size: int, *, over: Literal["vmap", "map"] = "vmap"
-) -> Callable[..., tuple[AssetState, dict[str, Array]]]:
-    """Compile `k` steps of A assets: `(states, prior_params, conds, knobs) -> (states, metrics)`.
-
-    The states are donated, the critic's weights shared by all assets; metrics come as `[k, A]`.
-    "vmap" folds the assets into one batch, which devices like; "map" takes them one by one, which
-    keeps a CPU's caches warm.
-    """
-
-    def block(states, prior_params, conds, knobs):
-        def one(inputs):
-            state, cond, knob = inputs
-            return step(state, prior_params, cond, knob, size)
-
-        each = jax.vmap(one) if over == "vmap" else lambda inputs: lax.map(one, inputs)
-        return lax.scan(lambda states, _: each((states, conds, knobs)), states, length=k)
-
-    return jax.jit(block, donate_argnums=0)
-
-
-def knobs(
-    seed: int = 0,
-    *,
-    lr: float | Ramp = 1.0,
-    guidance_scale: float | Ramp = 10.0,
-    t_min: float | Ramp = 0.02,
-    t_max: float | Ramp = 0.98,
-    lambda_sds: float | Ramp = 1.0,
-    lambda_opacity: float | Ramp = 0.0,
-    lambda_sparsity: float | Ramp = 0.0,
-    lambda_orient: float | Ramp = 0.0,
-    lambda_normal: float | Ramp = 0.0,
-    lambda_tv: float | Ramp = 0.0,
-    background: Sequence[float] = (1.0, 1.0, 1.0),
-) -> Knobs:
-    """The knobs of one asset from plain numbers or ramps."""
-
-    def ramp(x: float | Ramp) -> Ramp:
-        return x if isinstance(x, Ramp) else Ramp.of(x)
-
-    return Knobs(
-        seed=jnp.asarray(seed, jnp.uint32),
-        lr=ramp(lr),
-        guidance_scale=ramp(guidance_scale),
-        t_min=ramp(t_min),
-        t_max=ramp(t_max),
-        lambda_sds=ramp(lambda_sds),
-        lambda_opacity=ramp(lambda_opacity),
-        lambda_sparsity=ramp(lambda_sparsity),
-        lambda_orient=ramp(lambda_orient),
-        lambda_normal=ramp(lambda_normal),
-        lambda_tv=ramp(lambda_tv),
-        background=jnp.asarray(background, jnp.float32),
-    )
-
-
-def stack(trees: Sequence[Any]) -> Any:
-    """One tree with a leading axis of assets from one tree each."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

@@ -1,10 +1,10 @@
-"""The sweep engine: any number of assets through a few slots, killed and resumed at will.
+"""The engine: any number of assets through the stages of a recipe, killed and resumed at will.
 
-A sweep has a queue of tasks and, for each stage of the recipe, a pool of slots: one compiled
-program each. An asset enters the first pool, moves on when the stage is done, and leaves by its
-last step, by a plateau or by numbers that stopped being finite; its slot is filled again at once,
-so a program rests only when nothing is left for it. Of the pools that are full, or that nothing
-more can reach, the one of the latest stage runs.
+A run has a queue of tasks and, for each stage, a pool of slots: one compiled program each. An asset
+enters the first pool, moves on when the stage is done, and leaves by its last step, by a plateau or
+by numbers that stopped being finite; its slot is filled again at once, so a program rests only when
+nothing is left for it. Of the pools that are full, or that nothing more can reach, the one of the
+latest stage runs.
 
 What an asset becomes depends on its task alone. Its blocks of steps begin at the same steps of its
 own wherever it runs, so that even its early stop does not depend on its neighbours.
@@ -24,11 +24,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jax3d.optimize import parallel
-from jax3d.optimize.asset import Optimiser
 from jax3d.optimize.checkpoint import Checkpoints
 from jax3d.optimize.parallel import Over, Slot
-from jax3d.render import sparse
-from jax3d.types import AssetState, Condition, Knobs, Params
+from jax3d.optimize.stage import Left, Stage, State, Task, abstract_states, step_flops
+from jax3d.types import Params
 
 Status = Literal["running", "done", "plateau", "nonfinite"]
 
@@ -37,6 +36,9 @@ MOST = 64
 
 MOST_WRITERS = 8
 """Threads that finish assets, unless more are asked for: each holds a mesh in the making."""
+
+LONGEST_HISTORY = 256
+"""Rows of an asset's history; a longer one is thinned by taking means of pairs."""
 
 
 @dataclass(frozen=True)
@@ -54,24 +56,17 @@ class EngineConfig:
     """Steps between two looks at the numbers."""
     checkpoint_every: int = 25
     """Blocks between two checkpoints."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between two checkpoints, where so many blocks take longer."""
     keep: int = 2
     """Checkpoints kept."""
     writers: int | None = None
     """Threads of the host that finish assets while the devices go on; None: one a core, up to 8."""
     patience: int = 0
-    """Stops an asset of the last stage when its residual norm, averaged over a block, has not
-    fallen for so many blocks; 0 never does."""
+    """Stops an asset when the metric that its stage watches, averaged over a block, has not fallen
+    for so many blocks; 0 never does."""
     tolerance: float = 0.01
-    """Share by which the norm must fall to count as falling."""
-
-
-class Task(NamedTuple):
-    """One asset to optimize."""
-
-    cond: Condition
-    knobs: Knobs
-    ends: tuple[int, ...]
-    """The step that ends each stage."""
+    """Share by which the metric must fall to count as falling."""
 
 
 @dataclass
@@ -79,22 +74,38 @@ class Track:
     """What the host knows of an asset on its way."""
 
     index: int
-    ends: tuple[int, ...]
+    steps: tuple[int, ...]
+    """Of each stage."""
+    stage: int = 0
     step: int = 0
-    best: float = float("inf")
-    """Lowest residual norm of a block of the last stage."""
+    """Taken in this stage."""
+    best: float | None = None
+    """Lowest mean over a block of the metric that this stage watches."""
     stale: int = 0
     """Blocks since then."""
-    residual_norm: float = float("nan")
-    """Mean over the last block."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """The metrics' means over each block, with the `step` of the asset that ended it."""
     device_seconds: float = 0.0
     """Time of the blocks it was in, times devices, over the assets that shared them."""
     status: Status = "running"
 
     @property
-    def stage(self) -> int:
-        """The stage of the next step."""
-        return next(stage for stage, end in enumerate(self.ends) if self.step < end)
+    def taken(self) -> int:
+        """Steps taken in all stages together."""
+        return sum(self.steps[: self.stage]) + self.step
+
+    def remember(self, means: dict[str, float]) -> None:
+        """Notes the metrics of a block."""
+        self.history.append({"step": float(self.taken), **means})
+        if len(self.history) > LONGEST_HISTORY:
+            pairs = zip(self.history[::2], self.history[1::2], strict=False)
+            odd = self.history[-1:] if len(self.history) % 2 else []
+            self.history = [_mean_row(*pair) for pair in pairs] + odd
+
+
+def _mean_row(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
+    both = {name: (a[name] + b[name]) / 2 for name in a.keys() & b.keys()}
+    return {**a, **b, **both, "step": b["step"]}
 
 
 class Outcome(NamedTuple):
@@ -102,7 +113,7 @@ class Outcome(NamedTuple):
 
     track: Track
     params: Params
-    """On the host."""
+    """What its last stage left, on the host."""
 
 
 class Report(NamedTuple):
@@ -113,63 +124,64 @@ class Report(NamedTuple):
     steps: int
     """Taken in this block by all of them together."""
     finished: int
-    """Assets of this sweep that are safe by now."""
+    """Assets of this run that are safe by now."""
 
 
 class OutOfMemory(Exception):
     """The program does not fit the devices with this many slots."""
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """What is swept, and on what; `run` does it."""
-
-    optimiser: Optimiser
-    sizes: Sequence[int]
-    """Side of the renders of each stage, pixels."""
-    prior_params: Any
-    task: Callable[[int], Task]
-    """The task of an asset by its index; called when it enters, so that a long queue costs
-    nothing."""
-    config: EngineConfig = field(default_factory=EngineConfig)
-    backend: Literal["shard_map", "pmap"] = "shard_map"
-    devices: Sequence[jax.Device] | None = None
-    """By default those of this process."""
+class Interrupted(Exception):
+    """The run was asked to stop; what it had is in its checkpoints."""
 
 
 def run(
-    sweep: Sweep,
+    stages: Sequence[Stage],
+    task: Callable[[int], Task],
     indices: Iterable[int],
     finished: Callable[[Outcome], None],
+    *,
+    config: EngineConfig | None = None,
     report: Callable[[Report], None] = lambda report: None,
     checkpoints: Checkpoints | None = None,
     others: Sequence[Checkpoints] = (),
+    stop: Callable[[], bool] = lambda: False,
+    backend: Literal["shard_map", "pmap"] = "shard_map",
+    devices: Sequence[jax.Device] | None = None,
 ) -> None:
     """Takes assets from where the checkpoints have them to their end.
 
     Args:
-      sweep: What is swept.
+      stages: What each asset goes through.
+      task: The task of an asset by its index; called when it enters and when it moves on, so that a
+        long queue costs nothing.
       indices: The assets that are wanted, in the order in which they enter.
       finished: Called with each finished asset, in other threads and several at once. Once it
-        returns, the asset is safe and leaves the checkpoints; what it raises ends the sweep.
+        returns, the asset is safe and leaves the checkpoints; what it raises ends the run.
+      config: How the engine runs.
       report: Called after each block.
       checkpoints: Written to and resumed from.
       others: Resumed from only, such as those of a process that is no more.
+      stop: Asked after each block whether to save and stop.
+      backend: See `parallel.pmap_assets`.
+      devices: By default those of this process.
 
     Raises:
       OutOfMemory: Not even one asset a device fits.
+      Interrupted: `stop` said so.
     """
     wanted = list(dict.fromkeys(indices))
     if not wanted:
         return
-    mesh = parallel.assets_mesh(sweep.devices)
-    program = _Program(sweep, mesh, sweep.task(wanted[0]))
+    config = EngineConfig() if config is None else config
+    mesh = parallel.assets_mesh(devices)
+    program = _Program(stages, mesh, task(wanted[0]), config, backend)
     slots = program.slots_that_fit(len(wanted))
     safe: set[int] = set()
     while True:
         try:
             left = [index for index in wanted if index not in safe]
-            _Run(program, slots, left, safe, finished, report, checkpoints).go(others)
+            _Run(program, task, slots, left, safe, finished, report, checkpoints, stop).go(others)
             return
         except OutOfMemory:
             if slots == mesh.size:
@@ -179,56 +191,74 @@ def run(
 
 
 class _Program:
-    """The compiled functions of a sweep, shared by all its attempts."""
+    """The compiled functions of a run, shared by all its attempts."""
 
-    def __init__(self, sweep: Sweep, mesh, example: Task):
-        self.sweep, self.mesh = sweep, mesh
-        self.over = sweep.config.over or sparse.plan().over
-        self.prior_params = parallel.place(mesh, sweep.prior_params, over_assets=False)
-        self.init = jax.jit(sweep.optimiser.init)
-        self.slot = self.fill(example, self.init(example.knobs))
-        shared = NamedSharding(mesh, PartitionSpec("assets"))
+    def __init__(self, stages: Sequence[Stage], mesh, example: Task, config, backend):
+        self.stages, self.mesh, self.config, self.backend = stages, mesh, config, backend
+        self.over = config.over or parallel.natural_over()
+        placed = {
+            id(stage.shared): parallel.place(mesh, stage.shared, over_assets=False)
+            for stage in stages
+        }
+        self.shared = [placed[id(stage.shared)] for stage in stages]
+        self._starts = [jax.jit(stage.start) for stage in stages]
+        self._results = [jax.jit(stage.result) for stage in stages]
+        self.slots = [
+            jax.eval_shape(self.fill, example, state, 0)
+            for state in abstract_states(stages, example)
+        ]
+        self._flops = partial(step_flops, stages, example)
+        over_assets = NamedSharding(mesh, PartitionSpec("assets"))
         whole = NamedSharding(mesh, PartitionSpec())
         self.put = jax.jit(
             lambda slots, i, slot: jax.tree.map(lambda x, y: x.at[i].set(y), slots, slot),
             donate_argnums=0,
-            out_shardings=shared,
+            out_shardings=over_assets,
         )
         self.take = jax.jit(
             lambda slots, i: jax.tree.map(lambda x: x[i], slots.state), out_shardings=whole
         )
         self.empty = jax.jit(
-            lambda count: jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), self.slot),
-            static_argnums=0,
-            out_shardings=shared,
+            lambda stage, count: jax.tree.map(
+                lambda x: jnp.zeros((count, *x.shape), x.dtype), self.slots[stage]
+            ),
+            static_argnums=(0, 1),
+            out_shardings=over_assets,
         )
         self._blocks, self._warm = {}, set()
 
     @staticmethod
-    def fill(task: Task, state: AssetState) -> Slot:
-        """An asset in its slot, with nothing to do yet."""
-        return Slot(state, task.cond, task.knobs, jnp.int32(0), jnp.bool(True))
+    def fill(task: Task, state: State, until: int) -> Slot:
+        """An asset in its slot."""
+        return Slot(state, task.cond, task.knobs, jnp.int32(0), jnp.int32(until), jnp.bool(True))
 
-    def mapped(self, size: int):
-        """The block of steps at one resolution, over all devices."""
-        sweep = self.sweep
-        steps = parallel.block(sweep.optimiser.step, sweep.config.block, size)
-        return parallel.pmap_assets(steps, self.mesh, over=self.over, backend=sweep.backend)
+    def start(self, stage: int, task: Task, left: Left | None) -> State:
+        """Where a stage begins for an asset."""
+        return self._starts[stage](task, left)
 
-    def block(self, size: int, count: int):
+    def result(self, stage: int, state: State) -> Left:
+        """What a stage leaves of an asset."""
+        return self._results[stage](state, self.shared[stage])
+
+    def mapped(self, stage: int):
+        """The block of steps of a stage, over all devices."""
+        steps = parallel.block(self.stages[stage].step, self.config.block)
+        return parallel.pmap_assets(steps, self.mesh, over=self.over, backend=self.backend)
+
+    def block(self, stage: int, count: int):
         """The same, compiled for this many slots: that time belongs to no asset."""
-        if size not in self._blocks:
-            self._blocks[size] = self.mapped(size)
-        if (size, count) not in self._warm:
+        if stage not in self._blocks:
+            self._blocks[stage] = self.mapped(stage)
+        if (stage, count) not in self._warm:
             with _out_of_memory():
-                jax.block_until_ready(self._blocks[size](self.empty(count), self.prior_params))
-            self._warm.add((size, count))
-        return self._blocks[size]
+                rest = self._blocks[stage](self.empty(stage, count), self.shared[stage])
+                jax.block_until_ready(rest)
+            self._warm.add((stage, count))
+        return self._blocks[stage]
 
     def slots_that_fit(self, wanted: int) -> int:
         """Slots to run `wanted` assets with, a multiple of the devices."""
-        devices = self.mesh.size
-        asked = self.sweep.config.slots
+        devices, asked = self.mesh.size, self.config.slots
         most = min(wanted, MOST * devices if asked is None else asked)
         a_device = -(-most // devices)
         if asked is None:
@@ -237,9 +267,11 @@ class _Program:
 
     def _fit_a_device(self) -> int:
         budget = parallel.device_bytes(self.mesh.devices.flat[0])
-        budget -= parallel.bytes_of(self.prior_params)
-        pools = 2 * len(self.sweep.sizes)  # each stage has its slots, and as many may wait for it
-        each = pools * parallel.bytes_of(self.slot)
+        budget -= sum(
+            parallel.bytes_of(tree) for tree in {id(tree): tree for tree in self.shared}.values()
+        )
+        # Each stage has its slots, and as many may wait for it.
+        each = 2 * sum(parallel.bytes_of(slot) for slot in self.slots)
         if self.over == "vmap":
             # What a program needs beside its arguments grows in proportion to its assets.
             one, two = (self._temporaries(n * self.mesh.size) for n in (1, 2))
@@ -248,7 +280,9 @@ class _Program:
         return max(budget // each, 1)
 
     def _temporaries(self, count: int) -> int:
-        lowered = self.mapped(max(self.sweep.sizes)).lower(self.empty(count), self.prior_params)
+        """Of the stage whose step is the most work."""
+        stage = int(np.argmax(self._flops()))
+        lowered = self.mapped(stage).lower(self.empty(stage, count), self.shared[stage])
         analysis = lowered.compile().memory_analysis()
         return 0 if analysis is None else analysis.temp_size_in_bytes
 
@@ -273,17 +307,17 @@ class _Pool:
 
 
 class _Run:
-    """One attempt at a sweep with a fixed number of slots."""
+    """One attempt at a run with a fixed number of slots."""
 
-    def __init__(self, program, slots, left, safe, finished, report, checkpoints):
-        self.program, self.config = program, program.sweep.config
-        self.sizes, self.task = program.sweep.sizes, program.sweep.task
+    def __init__(self, program, task, slots, left, safe, finished, report, checkpoints, stop):
+        self.program, self.task, self.config = program, task, program.config
         self.queue = deque(left)
-        self.waiting = [deque() for _ in self.sizes]
-        self.pools = [_Pool(None, [None] * slots) for _ in self.sizes]
-        self.finishing: dict[int, tuple[Track, AssetState, Future]] = {}
+        self.waiting = [deque() for _ in program.stages]
+        self.pools = [_Pool(None, [None] * slots) for _ in program.stages]
+        self.finishing: dict[int, tuple[Track, State, Future]] = {}
         self.safe, self.finished, self.report = safe, finished, report
-        self.checkpoints = checkpoints
+        self.checkpoints, self.stop = checkpoints, stop
+        self.blocks, self.saved_at = 0, time.monotonic()
         writers = self.config.writers
         if writers is None:
             writers = min(parallel.host_cores(), MOST_WRITERS)
@@ -292,12 +326,14 @@ class _Run:
     def go(self, others: Sequence[Checkpoints]) -> None:
         try:
             self.resume([c for c in (self.checkpoints, *others) if c is not None])
-            count = 0
             while (stage := self.next_stage()) is not None:
                 self.advance(stage)
-                count += 1
+                self.blocks += 1
                 self.collect(at_most=2 * len(self.pools[0].who))
-                if self.checkpoints and count % self.config.checkpoint_every == 0:
+                if self.stop():
+                    self.save()
+                    raise Interrupted
+                if self.save_is_due():
                     self.save()
             self.collect(at_most=0)
             if self.checkpoints:
@@ -328,10 +364,10 @@ class _Run:
             if not self.waiting[stage]:
                 return
             track, state = self.waiting[stage].popleft()
-            task = self.task(track.index)
-            slot = self.program.fill(task, state).replace(until=jnp.int32(track.ends[stage]))
+            left = track.steps[stage] - track.step
+            slot = self.program.fill(self.task(track.index), state, left)
             if pool.slots is None:
-                pool.slots = self.program.empty(len(pool.who))
+                pool.slots = self.program.empty(stage, len(pool.who))
             pool.slots = self.program.put(pool.slots, i, slot)
             pool.who[i] = track
 
@@ -340,56 +376,62 @@ class _Run:
         while self.queue and not self.waiting[0]:
             index = self.queue.popleft()
             task = self.task(index)
-            self.route(Track(index, task.ends), self.program.init(task.knobs))
+            self.route(Track(index, task.steps), self.program.start(0, task, None))
 
-    def route(self, track: Track, state: AssetState) -> None:
-        """Sends an asset to its next stage, or out."""
-        if track.status == "running" and track.step >= track.ends[-1]:
-            track.status = "done"
+    def route(self, track: Track, state: State) -> None:
+        """Sends an asset to its next block, through the stages that it is done with, or out."""
+        while track.status == "running" and track.step >= track.steps[track.stage]:
+            if track.stage + 1 == len(track.steps):
+                track.status = "done"
+                break
+            left = self.program.result(track.stage, state)
+            track.stage, track.step = track.stage + 1, 0
+            track.best, track.stale = None, 0
+            state = self.program.start(track.stage, self.task(track.index), left)
         if track.status == "running":
             self.waiting[track.stage].append((track, state))
             return
-        state = jax.device_get(state)
-        future = self.writers.submit(self.finished, Outcome(track, state.params))
-        self.finishing[track.index] = (track, state, future)
+        params = jax.device_get(self.program.result(track.stage, state).params)
+        future = self.writers.submit(self.finished, Outcome(track, params))
+        self.finishing[track.index] = (track, jax.device_get(state), future)
 
     def advance(self, stage: int) -> None:
         """Runs one block of a pool and moves on the assets that are done with it."""
-        pool, size = self.pools[stage], self.sizes[stage]
-        program = self.program.block(size, len(pool.who))
+        pool = self.pools[stage]
+        program = self.program.block(stage, len(pool.who))
+        before = jax.device_get(pool.slots.step)
         started = time.perf_counter()
         with _out_of_memory():
-            pool.slots, metrics = program(pool.slots, self.program.prior_params)
-            steps, healthy = jax.device_get((pool.slots.state.step, pool.slots.healthy))
+            pool.slots, metrics = program(pool.slots, self.program.shared[stage])
+            after, healthy, metrics = jax.device_get((pool.slots.step, pool.slots.healthy, metrics))
         seconds = (time.perf_counter() - started) * self.program.mesh.size
-        norms = np.asarray(metrics["residual_norm"])
         tracks = [track for track in pool.who if track is not None]
-        before = sum(track.step for track in tracks)
         for i, track in enumerate(pool.who):
             if track is None:
                 continue
-            track.step = int(steps[i])
+            track.step += int(after[i] - before[i])
             track.device_seconds += seconds / len(tracks)
-            self.judge(track, norms[i], bool(healthy[i]), stage)
-            if track.status != "running" or track.step >= track.ends[stage]:
+            means = _means({name: rows[i] for name, rows in metrics.items()})
+            if after[i] > before[i]:
+                track.remember(means)
+            self.judge(track, means, bool(healthy[i]))
+            if track.status != "running" or track.step >= track.steps[stage]:
                 self.route(track, self.program.take(pool.slots, i))
                 pool.who[i] = None
-        taken = sum(track.step for track in tracks) - before
+        taken = int((after - before).sum())
         self.report(Report(tracks, taken, len(self.safe)))
 
-    def judge(self, track: Track, norms: np.ndarray, healthy: bool, stage: int) -> None:
+    def judge(self, track: Track, means: dict[str, float], healthy: bool) -> None:
         """Notes what a block says of an asset: whether it may go on."""
-        taken = norms[np.isfinite(norms)]
-        if taken.size:
-            track.residual_norm = float(taken.mean())
+        watched = self.program.stages[track.stage].watch
         if not healthy:
             track.status = "nonfinite"
-        elif self.config.patience and stage == len(self.sizes) - 1:
-            if track.residual_norm < track.best * (1 - self.config.tolerance):
-                track.best, track.stale = track.residual_norm, 0
+        elif self.config.patience and watched in means:
+            if track.best is None or means[watched] < track.best * (1 - self.config.tolerance):
+                track.best, track.stale = means[watched], 0
             else:
                 track.stale += 1
-                if track.stale >= self.config.patience and track.step < track.ends[-1]:
+                if track.stale >= self.config.patience and track.step < track.steps[track.stage]:
                     track.status = "plateau"
 
     def collect(self, at_most: int) -> None:
@@ -400,9 +442,17 @@ class _Run:
                 del self.finishing[index]
                 self.safe.add(index)
 
+    def save_is_due(self) -> bool:
+        minutes = (time.monotonic() - self.saved_at) / 60
+        every = self.config.checkpoint_every
+        return self.blocks % every == 0 or minutes >= self.config.checkpoint_minutes
+
     def save(self) -> None:
         """Checkpoints every asset on its way."""
-        rows = [(track, jax.device_get(state)) for each in self.waiting for track, state in each]
+        self.saved_at = time.monotonic()
+        if not self.checkpoints:
+            return
+        rows = [(track, state) for each in self.waiting for track, state in each]
         rows += [(track, state) for track, state, _ in self.finishing.values()]
         for pool in self.pools:
             if any(pool.who):
@@ -412,32 +462,56 @@ class _Run:
                     for i, track in enumerate(pool.who)
                     if track is not None
                 ]
-        if rows:
-            tracks, states = zip(*rows, strict=True)
-            stacked = jax.tree.map(lambda *x: np.stack(x), *states)
-            self.checkpoints.save(stacked, {"tracks": [asdict(track) for track in tracks]})
+        if not rows:
+            return
+        by_stage: dict[str, list[State]] = {}
+        for track, state in sorted(rows, key=lambda row: row[0].stage):
+            by_stage.setdefault(str(track.stage), []).append(jax.device_get(state))
+        stacked = {
+            stage: jax.tree.map(lambda *x: np.stack(x), *states)
+            for stage, states in by_stage.items()
+        }
+        tracks = sorted((track for track, _ in rows), key=lambda track: track.stage)
+        self.checkpoints.save(stacked, {"tracks": [asdict(track) for track in tracks]})
 
     def resume(self, folders: Sequence[Checkpoints]) -> None:
         """Takes the assets that checkpoints hold out of the queue and sends them on."""
-        found: dict[int, tuple[Track, AssetState]] = {}
+        found: dict[int, tuple[Track, State]] = {}
         wanted = set(self.queue)
         for checkpoints in folders:
-            loaded = checkpoints.load(partial(_abstract, self.program.slot.state, wanted))
+            loaded = checkpoints.load(partial(self.abstract, wanted))
             if loaded is None:
                 continue
             states, about = loaded
-            for i, entry in enumerate(about["tracks"]):
-                track = Track(**{**entry, "ends": tuple(entry["ends"])})
+            row = dict.fromkeys(states, 0)
+            for entry in about["tracks"]:
+                track = Track(**{**entry, "steps": tuple(entry["steps"])})
+                stage, i = str(track.stage), row[str(track.stage)]
+                row[stage] += 1
                 known = found.get(track.index)
-                if track.index in wanted and (known is None or known[0].step < track.step):
-                    found[track.index] = (track, jax.tree.map(lambda x, i=i: x[i], states))
+                if track.index in wanted and (known is None or known[0].taken < track.taken):
+                    found[track.index] = (track, jax.tree.map(lambda x, i=i: x[i], states[stage]))
         self.queue = deque(index for index in self.queue if index not in found)
         for track, state in found.values():
             self.route(track, state)
 
+    def abstract(self, wanted: set[int], about) -> dict[str, Any] | None:
+        """The shapes of a checkpoint's states; None where it holds no asset of interest."""
+        if wanted.isdisjoint(track["index"] for track in about["tracks"]):
+            return None
+        counts: dict[int, int] = {}
+        for track in about["tracks"]:
+            counts[track["stage"]] = counts.get(track["stage"], 0) + 1
+        return {
+            str(stage): jax.tree.map(
+                lambda x, n=n: jax.ShapeDtypeStruct((n, *x.shape), x.dtype),
+                self.program.slots[stage].state,
+            )
+            for stage, n in counts.items()
+        }
 
-def _abstract(state: AssetState, wanted: set[int], about) -> AssetState | None:
-    if wanted.isdisjoint(track["index"] for track in about["tracks"]):
-        return None
-    count = len(about["tracks"])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), state)
+
+def _means(rows: dict[str, np.ndarray]) -> dict[str, float]:
+    """The mean of each metric over the steps of a block in which it was finite."""
+    finite = {name: values[np.isfinite(values)] for name, values in rows.items()}
+    return {name: float(values.mean()) for name, values in finite.items() if values.size}

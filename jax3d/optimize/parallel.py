@@ -20,55 +20,66 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int
 
-from jax3d.optimize.asset import Step
-from jax3d.types import AssetState, Condition, Knobs
+from jax3d.knobs import Knobs
+from jax3d.optimize.stage import State, Step
+from jax3d.types import Params
 
 Over = Literal["vmap", "map"]
 """How one device takes its assets: as one batch, which accelerators like, or one by one, which
 keeps a CPU's caches warm."""
 
 
+def natural_over(backend: str | None = None) -> Over:
+    """The faster way on a backend, by default the one that JAX runs on."""
+    return "map" if (backend or jax.default_backend()) == "cpu" else "vmap"
+
+
 @struct.dataclass
 class Slot:
     """One asset in a program, or none (`until` 0)."""
 
-    state: AssetState
-    cond: Condition
+    state: State
+    cond: Any
     knobs: Knobs
+    step: Int[Array, "*A"]
+    """Steps that the asset has taken in this stage."""
     until: Int[Array, "*A"]
-    """Step at which this program is done with the asset."""
+    """Steps after which this program is done with the asset."""
     healthy: Bool[Array, "*A"]
     """False once a step gave a number that is not finite; the state is the last good one."""
 
 
-def block(step: Step, k: int, size: int) -> Callable[..., tuple[Slot, dict[str, Array]]]:
-    """`k` guarded steps of one asset at one resolution: `(Slot, prior_params) -> (Slot, metrics)`.
+def block(step: Step, k: int) -> Callable[[Slot, Params], tuple[Slot, dict[str, Array]]]:
+    """`k` guarded steps of one asset: `(Slot, shared) -> (Slot, metrics)`.
 
-    A step that yields a non-finite parameter or metric is not taken: the slot keeps its last good
-    state and rests from then on. Metrics are `[k]`, NaN for the steps not taken.
+    A step that yields a number that is not finite, in the state or the metrics, is not taken: the
+    slot keeps its last good state and rests from then on. Metrics are `[k]`, NaN for the steps not
+    taken.
     """
 
-    def guarded(slot: Slot, prior_params):
+    def guarded(slot: Slot, shared):
         def advance(slot):
-            state, metrics = step(slot.state, prior_params, slot.cond, slot.knobs, size)
-            healthy = _all_finite((state.params, state.guidance, metrics))
+            state, metrics = step(slot.state, shared, slot.cond, slot.knobs)
+            healthy = _all_finite((state, metrics))
             kept = jax.tree.map(lambda new, old: jnp.where(healthy, new, old), state, slot.state)
-            return slot.replace(state=kept, healthy=healthy), metrics
+            taken = slot.step + healthy.astype(slot.step.dtype)
+            return slot.replace(state=kept, step=taken, healthy=healthy), metrics
 
         def rest(slot):
             metrics = jax.eval_shape(lambda slot: advance(slot)[1], slot)
             return slot, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), metrics)
 
-        return lax.cond(slot.healthy & (slot.state.step < slot.until), advance, rest, slot)
+        return lax.cond(slot.healthy & (slot.step < slot.until), advance, rest, slot)
 
-    def run(slot: Slot, prior_params):
-        return lax.scan(lambda slot, _: guarded(slot, prior_params), slot, length=k)
+    def run(slot: Slot, shared):
+        return lax.scan(lambda slot, _: guarded(slot, shared), slot, length=k)
 
     return run
 
 
 def _all_finite(tree) -> Bool[Array, ""]:
-    checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    numbers = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    checks = [jnp.all(jnp.isfinite(x)) for x in numbers]
     return jnp.all(jnp.stack(checks))
 
 

@@ -75,7 +75,6 @@ def render_mesh(
     eyes = np.asarray(camera.c2w)[:, :3, 3]
     normals = vertex_normals(mesh.vertices, mesh.faces)
     views = len(eyes)
-    background = np.broadcast_to(look.background, (views, 3))
     ambient, textureless = (np.broadcast_to(x, views) for x in (look.ambient, look.textureless))
     light = np.broadcast_to(look.light, (views, 3))
 
@@ -97,7 +96,7 @@ def render_mesh(
     out = np.stack(layers).astype(np.float32)
     alpha = out[..., 3]
     return Render(
-        rgb=jnp.asarray(out[..., :3] + (1.0 - alpha[..., None]) * background[:, None, None]),
+        rgb=jnp.asarray(out[..., :3]),
         alpha=jnp.asarray(alpha),
         depth=jnp.asarray(out[..., 4] / np.maximum(alpha, 1e-6)),
         normal=jnp.asarray(out[..., 5:]),

@@ -19,11 +19,8 @@ def shade(
     return (albedo + white * (1 - albedo)) * light[..., None]
 
 
-def per_ray(look: Look, rays: Rays, backdrop: Float[Array, "*v h w 3"] | None = None) -> Look:
-    """Broadcast a look of one or of `v` views to the flat rays of `[v, H, W]`.
-
-    `backdrop` replaces the background by one colour a pixel.
-    """
+def per_ray(look: Look, rays: Rays) -> Look:
+    """Broadcast a look of one or of `v` views to the flat rays of `[v, H, W]`."""
     shape = rays.origins.shape[:-1]
 
     def spread(x, tail):
@@ -32,7 +29,7 @@ def per_ray(look: Look, rays: Rays, backdrop: Float[Array, "*v h w 3"] | None = 
         return jnp.broadcast_to(x, (*shape, *tail)).reshape(-1, *tail)
 
     return Look(
-        background=spread(look.background if backdrop is None else backdrop, (3,)),
+        background=spread(look.background, (3,)),
         ambient=spread(look.ambient, ()),
         textureless=spread(look.textureless, ()),
         light=spread(look.light, (3,)),

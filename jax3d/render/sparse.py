@@ -26,7 +26,7 @@ Letters: n rays, s samples along a ray, m = n s, g lattice.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,12 +48,10 @@ class Plan:
     """Samples in flight."""
     dtype: str | None
     """Of the table's rows; `None` is that of the parameters."""
-    over: Literal["map", "vmap"]
-    """How to go over several assets: one by one keeps caches warm, a batch fills a device."""
 
 
-CPU = Plan(fold=True, chunk=1024, dtype=None, over="map")
-ACCELERATOR = Plan(fold=False, chunk=65536, dtype="bfloat16", over="vmap")
+CPU = Plan(fold=True, chunk=1024, dtype=None)
+ACCELERATOR = Plan(fold=False, chunk=65536, dtype="bfloat16")
 
 
 def plan(backend: str | None = None) -> Plan:

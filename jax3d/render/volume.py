@@ -107,7 +107,7 @@ def composite(
         orient = jnp.sum(jax.lax.stop_gradient(w) * away**2, axis=-1)
     color = _blend(w, rgb)
     return {
-        "rgb": color + (1 - alpha)[:, None] * look.background,
+        "rgb": color,
         "alpha": alpha,
         "depth": jnp.sum(w * t, axis=-1) / jnp.maximum(alpha, 1e-6),
         "normal": normal,
@@ -129,23 +129,26 @@ def render_reference(
     cfg: VolumeConfig,
     key: Key | None = None,
     proposal: Callable[[Any], Any] | None = None,
-    backdrop: Float[Array, "*v h w 3"] | None = None,
 ) -> Render:
     """Render rays `[v, H, W]` by plain autodiff, every sample in memory at once.
 
-    `look` holds one entry or `v`; `backdrop` replaces its background by one colour a pixel.
-    `key=None` puts the samples at the centres of their intervals. `proposal(x[m, 3]) ->
-    sigma[m]` gives the density that places the samples, by default the field's own; no gradient
-    flows through the places.
+    `look` holds one entry or `v`. `key=None` puts the samples at the centres of their intervals.
+    `proposal(x[m, 3]) -> sigma[m]` gives the density that places the samples, by default the
+    field's own; no gradient flows through the places.
     """
-    density = proposal or (lambda x: field(params, x).sigma)
+    proposal = proposal or (lambda x: field(params, x).sigma)
 
     def march(rays, look, u):
+        def density(edges, t):
+            del edges
+            x = rays.origins[:, None] + t[..., None] * rays.directions[:, None]
+            return proposal(x.reshape(-1, 3)).reshape(t.shape)
+
         edges, t = place(density, rays, u, cfg)
         x = rays.origins[:, None] + t[..., None] * rays.directions[:, None]
         return composite(field(params, x.reshape(-1, 3)), edges, t, rays, look, cfg)
 
-    return tiled(march, rays, shading.per_ray(look, rays, backdrop), cfg, key)
+    return tiled(march, rays, shading.per_ray(look, rays), cfg, key)
 
 
 def render(
@@ -156,44 +159,43 @@ def render(
     cfg: VolumeConfig,
     key: Key | None = None,
     lattice: Float[Array, "g g g"] | None = None,
-    backdrop: Float[Array, "*v h w 3"] | None = None,
 ) -> Render:
     """Render as `render_reference` does, fast and without its memory; see `sparse`.
 
     `lattice` holds densities at evenly spaced points of the cube of half side `cfg.bound`,
-    corner to corner: samples that it shows to be empty or hidden are left out, and it takes the
-    place of the proposal. Without it every sample is evaluated. Differentiable in `params` and
-    `look`, not in the rays.
+    corner to corner: samples that it shows to be empty or hidden are left out. Without it every
+    sample is evaluated. Differentiable in `params` and `look`, not in the rays.
     """
-    if lattice is not None:
-        lattice = jax.lax.stop_gradient(lattice)
-        bounds = sparse.bounds(lattice)
+    still = jax.lax.stop_gradient(params)
+    bounds = None if lattice is None else sparse.bounds(jax.lax.stop_gradient(lattice))
 
-    def density(x):
-        if lattice is None:
-            return field(jax.lax.stop_gradient(params), x).sigma
-        return bounds.at(x, cfg.bound)[0]
+    def occupied(rays, edges, t):
+        if bounds is None:
+            return None
+        return sparse.occupied(bounds, rays, edges, t, cfg.bound, cfg.cull)
 
     def march(rays, look, u):
+        def density(edges, t):
+            keep = occupied(rays, edges, t)
+            return sparse.evaluate(field, still, rays, t, keep, cfg.chunk).sigma.reshape(t.shape)
+
         edges, t = place(density, rays, u, cfg)
-        keep = None
-        if lattice is not None:
-            keep = sparse.occupied(bounds, rays, edges, t, cfg.bound, cfg.cull)
-        samples = sparse.evaluate(field, params, rays, t, keep, cfg.chunk)
+        samples = sparse.evaluate(field, params, rays, t, occupied(rays, edges, t), cfg.chunk)
         if lattice is not None:
             sigma = jax.lax.stop_gradient(samples.sigma).reshape(t.shape)
             samples = sparse.hold(samples, sparse.visible(sigma, sigma, edges, cfg.cull))
         return composite(samples, edges, t, rays, look, cfg)
 
-    return tiled(march, rays, shading.per_ray(look, rays, backdrop), cfg, key)
+    return tiled(march, rays, shading.per_ray(look, rays), cfg, key)
 
 
 def place(
-    density: Callable[[Any], Any] | None, rays: Rays, u: Float[Array, " n"], cfg: VolumeConfig
+    density: Callable[[Any, Any], Any], rays: Rays, u: Float[Array, " n"], cfg: VolumeConfig
 ) -> tuple[Float[Array, "n e"], Float[Array, "n s"]]:
     """Edges of the sampling intervals of flat rays, and the sample in each, metres.
 
-    `density(x[m, 3]) -> sigma[m]` fills the histogram; it is not asked if `cfg.coarse` is 0.
+    `density(edges[n, e], t[n, s]) -> sigma[n, s]` fills the histogram with the field along the
+    rays; it is not asked if `cfg.coarse` is 0.
     """
     near, far = near_far(rays, cfg)
     if cfg.coarse == 0:
@@ -201,9 +203,7 @@ def place(
         return edges, stepfun.points(edges, u)
     bins = stepfun.even_edges(near, far, cfg.coarse)
     t = stepfun.points(bins, u)
-    x = rays.origins[:, None] + t[..., None] * rays.directions[:, None]
-    sigma = jax.lax.stop_gradient(density(x.reshape(-1, 3))).reshape(t.shape)
-    histogram, _ = weights(sigma, bins)
+    histogram, _ = weights(jax.lax.stop_gradient(density(bins, t)), bins)
     # A surface near the border of a bin may lie in its neighbour (mip-NeRF, section 3.1).
     padded = jnp.pad(histogram, ((0, 0), (1, 1)))
     histogram = jnp.maximum(jnp.maximum(padded[:, :-2], padded[:, 2:]), histogram)

@@ -82,7 +82,7 @@ def test_the_fast_renderer_equals_the_reference(normals, fold):
     if fold and normals == "predicted":
         pytest.skip("an output like the others")
     with jax.enable_x64(True):
-        plan = sparse.Plan(fold=fold, chunk=32, dtype=None, over="map")
+        plan = sparse.Plan(fold=fold, chunk=32, dtype=None)
         params, results = None, []
         look = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), LIT)
         for changes in ({"reference": True}, {"lattice": 0}):

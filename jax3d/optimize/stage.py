@@ -1,0 +1,82 @@
+"""The engine's unit: a compiled program that takes one asset from one state to the next.
+
+A recipe is a short tuple of stages. Two resolutions of distillation are two stages; a feed-forward
+model is a stage of one step; a sampler of T steps is a stage of T steps.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array
+
+from jax3d.fields.base import Representation
+from jax3d.knobs import Knobs
+from jax3d.optimize import flops
+from jax3d.types import Params
+
+State = Any
+"""A pytree of arrays: all that changes while a stage goes on. What a checkpoint holds."""
+
+
+class Task(NamedTuple):
+    """One asset as its stages are told of it."""
+
+    cond: Any
+    """What its networks are told, such as a `Condition`."""
+    knobs: Knobs
+    steps: tuple[int, ...]
+    """Steps of each stage, in place of the stages' own."""
+
+
+class Left(NamedTuple):
+    """What a stage leaves to the next one, and at last to people."""
+
+    params: Params
+    """Of the stage's representation; without one, pictures or latents."""
+    rest: Any = None
+    """What only a next stage of the same kind can use, such as an optimiser's moments."""
+
+
+Start = Callable[[Task, Left | None], State]
+"""`start(task, left) -> state`; `left` is None in the first stage. It is traced: what must run on
+the host does so by `jax.pure_callback`."""
+
+Step = Callable[[State, Params, Any, Knobs], tuple[State, dict[str, Array]]]
+"""`step(state, shared, cond, knobs) -> (state, metrics)`: pure, of one asset; metrics are
+scalars."""
+
+Result = Callable[[State, Params], Left]
+"""`result(state, shared) -> left`, after any number of steps."""
+
+
+class Stage(NamedTuple):
+    """One compiled program of the engine."""
+
+    representation: Representation | None
+    """Whose parameters it leaves; None where what it makes is not 3D yet."""
+    start: Start
+    step: Step
+    steps: int
+    result: Result
+    shared: Params
+    """Frozen weights: replicated once, an argument, never differentiated."""
+    watch: str | None = None
+    """The metric whose plateau ends an asset early."""
+
+
+def abstract_states(stages: Sequence[Stage], task: Task) -> list[State]:
+    """The shapes of the state that each stage has of an asset."""
+    states, left = [], None
+    for stage in stages:
+        states.append(jax.eval_shape(stage.start, task, left))
+        left = jax.eval_shape(stage.result, states[-1], stage.shared)
+    return states
+
+
+def step_flops(stages: Sequence[Stage], task: Task) -> list[int]:
+    """The model FLOPs of one step of one asset in each stage."""
+    return [
+        flops.count(stage.step, state, stage.shared, task.cond, task.knobs)
+        for stage, state in zip(stages, abstract_states(stages, task), strict=True)
+    ]
