@@ -17,8 +17,9 @@ import timing
 import tyro
 
 from jax3d import recipe as recipes
-from jax3d.optimize import asset, parallel
-from jax3d.optimize.engine import Task, _Program
+from jax3d.optimize import parallel
+from jax3d.optimize.engine import _Program
+from jax3d.optimize.stage import Task, abstract_states
 from jax3d.priors import embedded
 from jax3d.recipe import Recipe
 from jax3d.render import sparse
@@ -42,11 +43,11 @@ def main(args: Args) -> None:
     sparse.plan = lambda backend=None: plan
     recipe = Recipe() if args.config is None else recipes.load(args.config)
     critic = embedded.open_critic()
-    made = asset.make(recipe.representation(), critic.prior, recipe.guide(critic), recipe.optimize)
-    knobs, cond = recipe.knobs_of(0), recipe.condition(critic, "a red chair")
-    state = jax.eval_shape(made.init, knobs)
-    size = max(stage.size for stage in recipe.optimize.stages)
-    slot = _Program.fill(Task(cond, knobs, (1,)), state)
+    stages, over = recipe.build(critic), parallel.natural_over(args.plan)
+    task = Task(recipe.condition(critic, "a red chair"), recipe.knobs_of(0), (1,) * len(stages))
+    size, stage = max((s.size, i) for i, s in enumerate(recipe.optimize.stages))
+    state = abstract_states(stages, task)[stage]
+    slot = jax.eval_shape(_Program.fill, task, state, 0)
     mib = 2**20
     sizes = {
         "parameters": parallel.bytes_of(state.params),
@@ -55,7 +56,7 @@ def main(args: Args) -> None:
         "critic": parallel.bytes_of(critic.params),
     }
     block = parallel.pmap_assets(
-        parallel.block(made.step, 20, size), parallel.assets_mesh(jax.devices()[:1]), over=plan.over
+        parallel.block(stages[stage].step, 20), parallel.assets_mesh(jax.devices()[:1]), over=over
     )
     rows, figures = [], {}
     for count in args.counts:
@@ -68,7 +69,7 @@ def main(args: Args) -> None:
     told = ", ".join(f"{name} {n / mib:.2f} MiB" for name, n in sizes.items())
     print(told)
     timing.show(
-        f"Plan {args.plan} ({plan.over}), {size}x{size} renders, MiB",
+        f"Plan {args.plan} ({over}), {size}x{size} renders, MiB",
         ["A", "temporaries", "with arguments", "an asset"],
         rows,
     )

@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,30 +42,34 @@ class Args:
 
 def measure(devices: int, repeats: int, size: int) -> dict:
     """In a process with so many devices: seconds of blocks, and pictures of asset 0 after them."""
+    import bare
     import jax
     import jax.numpy as jnp
 
     from jax3d import camera
     from jax3d.finish import Finisher
-    from jax3d.optimize import asset, parallel
+    from jax3d.optimize import parallel
+    from jax3d.optimize.asset import StageConfig
     from jax3d.optimize.parallel import Slot
+    from jax3d.optimize.stage import Task
     from jax3d.priors import embedded
     from jax3d.recipe import Recipe
-    from jax3d.render import sparse
 
     critic, recipe = embedded.open_critic(), Recipe()
-    made = asset.make(recipe.representation(), critic.prior, recipe.guide(critic), recipe.optimize)
-    knobs = asset.stack([recipe.knobs_of(seed) for seed in range(devices)])
-    conds = asset.stack([recipe.condition(critic, "a red chair")] * devices)
-    state = jax.jit(jax.vmap(made.init))(knobs)
+    optimize = replace(recipe.optimize, stages=(StageConfig(10**6, size),))
+    (stage,) = replace(recipe, optimize=optimize).build(critic)
+    cond = recipe.condition(critic, "a red chair")
+    tasks = [Task(cond, recipe.knobs_of(seed), (10**6,)) for seed in range(devices)]
+    conds, knobs = (bare.stack([task[i] for task in tasks]) for i in (0, 1))
+    state = bare.stack([stage.start(task, None) for task in tasks])
     ends = jnp.full((devices,), 10**6, jnp.int32)
     mesh = parallel.assets_mesh()
     assert mesh.size == devices
-    slots = Slot(state, conds, knobs, ends, jnp.ones((devices,), bool))
+    slots = Slot(state, conds, knobs, 0 * ends, ends, jnp.ones((devices,), bool))
     slots = parallel.place(mesh, slots, over_assets=True)
     shared = parallel.place(mesh, critic.params, over_assets=False)
     block = parallel.pmap_assets(
-        parallel.block(made.step, STEPS, size), mesh, over=sparse.plan().over
+        parallel.block(stage.step, STEPS), mesh, over=parallel.natural_over()
     )
 
     slots, _ = jax.block_until_ready(block(slots, shared))

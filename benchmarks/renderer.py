@@ -57,7 +57,7 @@ def ours(cfg: TriplaneConfig, cam, gradient: bool):
 
     def loss(params):
         out = triplane(cfg).render(params, None, cam, Look.albedo(), (SIZE, SIZE))
-        return jnp.mean((out.rgb - 0.5) ** 2)
+        return jnp.mean((out.over(1.0) - 0.5) ** 2)
 
     return jax.value_and_grad(loss) if gradient else loss
 

@@ -10,7 +10,7 @@ state donated, against the render.
 
 # ruff: noqa: E402
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,17 +18,18 @@ import timing
 
 timing.pin()
 
+import bare
 import jax
 import jax.numpy as jnp
 import optax
 import tyro
 
 from jax3d import camera
-from jax3d.guidance.sds import sds
-from jax3d.optimize import asset
+from jax3d.optimize.asset import StageConfig
+from jax3d.optimize.stage import Task
 from jax3d.priors import embedded
 from jax3d.recipe import Recipe
-from jax3d.types import Look, Prompt
+from jax3d.types import Look
 
 OVER = ("map", "vmap")
 
@@ -58,27 +59,28 @@ class Again:
 
 def steps(recipe: Recipe, count: int, size: int, critic) -> dict:
     """The optimisation step of `count` assets, by `map` and by `vmap`."""
-    guidance = sds(critic.prior, recipe.guidance)
-    optimiser = asset.make(recipe.representation(), critic.prior, guidance, recipe.optimize)
-    conds = asset.stack([critic.condition(Prompt("a red chair", recipe.negative))] * count)
-    knobs = asset.stack([recipe.knobs_of(seed) for seed in range(count)])
+    optimize = replace(recipe.optimize, stages=(StageConfig(1, size),))
+    (stage,) = replace(recipe, optimize=optimize).build(critic)
+    cond = recipe.condition(critic, "a red chair")
+    tasks = [Task(cond, recipe.knobs_of(seed), (1,)) for seed in range(count)]
+    conds, knobs = (bare.stack([task[i] for task in tasks]) for i in (0, 1))
 
     def program(over):
-        block = asset.run_block(optimiser.step, 1, size, over=over)
+        block = bare.block(stage.step, 1, over)
         step = lambda states: block(states, critic.params, conds, knobs)[0]  # noqa: E731
-        return Again(step, jax.jit(jax.vmap(optimiser.init))(knobs))
+        return Again(step, bare.stack([stage.start(task, None) for task in tasks]))
 
     return {over: program(over) for over in OVER}
 
 
 def renders(recipe: Recipe, count: int, size: int) -> dict:
     """The gradient of `count` assets' pictures, by `map` and by `vmap`."""
-    field = recipe.representation()
+    field = recipe.field.build()
     around = camera.orbit(jnp.linspace(0.0, 6.0, recipe.optimize.views), 0.3, 2.6, 0.75)
 
     def loss(params):
         out = field.render(params, None, around, Look.albedo(), (size, size))
-        return jnp.mean((out.rgb - 0.5) ** 2)
+        return jnp.mean((out.over(1.0) - 0.5) ** 2)
 
     one = jax.value_and_grad(loss)
     params = jax.vmap(field.init)(jax.random.split(jax.random.key(0), count))
@@ -89,7 +91,7 @@ def renders(recipe: Recipe, count: int, size: int) -> dict:
 def descent(recipe: Recipe, count: int) -> Again:
     """Adam's part of `count` assets' step."""
     adam = optax.adam(0.01)
-    init = jax.vmap(recipe.representation().init)
+    init = jax.vmap(recipe.field.build().init)
     params = init(jax.random.split(jax.random.key(0), count))
     gradient = jax.tree.map(jnp.ones_like, params)
 

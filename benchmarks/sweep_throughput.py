@@ -21,19 +21,20 @@ import timing
 
 timing.pin()
 
+import bare
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 
 from jax3d.fields.triplane import TriplaneConfig
-from jax3d.optimize import asset, engine, parallel
-from jax3d.optimize.asset import AssetConfig, Stage
+from jax3d.optimize import engine, parallel
+from jax3d.optimize.asset import AssetConfig, StageConfig
 from jax3d.optimize.checkpoint import Checkpoints
-from jax3d.optimize.engine import EngineConfig, Sweep, Task
+from jax3d.optimize.engine import EngineConfig
+from jax3d.optimize.stage import Task
 from jax3d.priors import embedded
 from jax3d.recipe import Recipe
-from jax3d.render import sparse
 
 PROMPTS = ("a red chair", "a blue mug", "a green car", "a yellow lamp")
 
@@ -64,21 +65,18 @@ class Work:
         recipe = Recipe()
         if args.toy:
             field = TriplaneConfig(resolution=16, channels=4, levels=2, hidden=8, samples=8)
-            stages = (Stage(1, 16), Stage(1, 32))
+            stages = (StageConfig(1, 16), StageConfig(1, 32))
             recipe = replace(recipe, field=field, optimize=AssetConfig(views=2, stages=stages))
         # The same number of steps in both stages, in whole blocks: nothing rests in either.
         half = max(args.steps // 2 // args.block, 1) * args.block
-        stages = tuple(Stage(half, stage.size) for stage in recipe.optimize.stages)
+        stages = tuple(StageConfig(half, stage.size) for stage in recipe.optimize.stages)
         recipe = replace(recipe, optimize=replace(recipe.optimize, stages=stages))
-        self.block, self.stages, self.critic = args.block, stages, critic
-        self.over = sparse.plan().over
-        self.optimiser = asset.make(
-            recipe.representation(), critic.prior, recipe.guide(critic), recipe.optimize
-        )
+        self.block, self.critic = args.block, critic
+        self.stages, self.over = recipe.build(critic), parallel.natural_over()
         conds = [recipe.condition(critic, prompt) for prompt in PROMPTS]
         knobs = [recipe.knobs_of(seed) for seed in range(max((*args.counts, args.overhead)))]
-        ends = tuple(int(end) for end in np.cumsum([stage.steps for stage in stages]))
-        self.task = lambda k: Task(conds[k % len(conds)], knobs[k], ends)
+        steps = tuple(stage.steps for stage in stages)
+        self.task = lambda k: Task(conds[k % len(conds)], knobs[k], steps)
 
     def engine(self, assets: int, slots: int, folder: str | None = None):
         """A sweep of the assets that compiles when it is first run.
@@ -87,21 +85,15 @@ class Work:
         from the last run's.
         """
         config = EngineConfig(slots=slots, block=self.block, checkpoint_every=1)
-        swept = Sweep(
-            self.optimiser,
-            [stage.size for stage in self.stages],
-            self.critic.params,
-            self.task,
-            config,
-        )
         # `engine.run` compiles anew for each call; here the compiled functions are kept.
-        program = engine._Program(swept, parallel.assets_mesh(), self.task(0))
+        mesh = parallel.assets_mesh()
+        program = engine._Program(self.stages, mesh, self.task(0), config, "shard_map")
 
         def run():
             left, known = list(range(assets)), set()
             checkpoints = Checkpoints(tempfile.mkdtemp(dir=folder)) if folder else None
-            args = (left, known, lambda outcome: None, lambda report: None, checkpoints)
-            engine._Run(program, slots, *args).go(())
+            hooks = (lambda outcome: None, lambda report: None, checkpoints, lambda: False)
+            engine._Run(program, self.task, slots, left, known, *hooks).go(())
             assert len(known) == assets
             if checkpoints:
                 assert checkpoints.steps()
@@ -112,10 +104,9 @@ class Work:
     def bare(self, assets: int):
         """The same steps, with nothing around them."""
         tasks = [self.task(k) for k in range(assets)]
-        conds, knobs = (asset.stack([task[i] for task in tasks]) for i in (0, 1))
-        start = jax.vmap(self.optimiser.init)(knobs)
-        step = self.optimiser.step
-        blocks = [asset.run_block(step, self.block, s.size, over=self.over) for s in self.stages]
+        conds, knobs = (bare.stack([task[i] for task in tasks]) for i in (0, 1))
+        start = bare.stack([self.stages[0].start(task, None) for task in tasks])
+        blocks = [bare.block(stage.step, self.block, self.over) for stage in self.stages]
 
         def run():
             states = jax.tree.map(jnp.copy, start)  # the blocks consume them

@@ -11,12 +11,12 @@ import pytest
 from jax3d import cli, image, mesh
 from jax3d.fields.triplane import TriplaneConfig
 from jax3d.mesh import MeshConfig
-from jax3d.optimize.asset import AssetConfig, Stage
+from jax3d.optimize.asset import AssetConfig, StageConfig
 from jax3d.recipe import Pictures, Recipe
 
 TINY = Recipe(
     field=TriplaneConfig(resolution=16, channels=4, levels=2, hidden=8, coarse=8, samples=8),
-    optimize=AssetConfig(views=2, stages=(Stage(3, 16),)),
+    optimize=AssetConfig(views=2, stages=(StageConfig(3, 16),)),
     mesh=MeshConfig(resolution=32, faces=400, texture=64),
     pictures=Pictures(size=32, frames=3),
 )

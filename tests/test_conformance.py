@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import pages
+from toys import knobs, optimizer, pages, run_block, sampler, shot, stack
 
 from jax3d.camera import orbit
 from jax3d.fields.mlp import MlpConfig, mlp
@@ -19,11 +19,14 @@ from jax3d.guidance.nfsd import nfsd
 from jax3d.guidance.score import ScoreConfig
 from jax3d.guidance.sds import SDSConfig, sds
 from jax3d.guidance.vsd import SecondCritic, vsd
-from jax3d.optimize import asset
+from jax3d.optimize import asset, engine
 from jax3d.optimize.asset import AssetConfig
+from jax3d.optimize.checkpoint import Checkpoints
+from jax3d.optimize.engine import EngineConfig
+from jax3d.optimize.stage import Task, as_stage
 from jax3d.priors.empirical import EmpiricalData, condition, empirical
 from jax3d.priors.gaussian import GaussianData, gaussian
-from jax3d.types import Cond, Look, Ramp
+from jax3d.types import Cond, Look, Prompt, Ramp
 
 SIZE = 8
 CAMERAS = orbit(jnp.array([0.3, 2.0]), jnp.array([0.2, 0.4]), 2.7, 0.7)
@@ -61,6 +64,9 @@ GUIDANCES = {
     "vsd": lambda p: vsd(p, SecondCritic(lambda key: jnp.ones(3), second)),
 }
 
+MODELS = {"toy": sampler()}
+
+models = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
 representations = pytest.mark.parametrize(
     "rep", REPRESENTATIONS.values(), ids=REPRESENTATIONS.keys()
 )
@@ -84,7 +90,7 @@ def assert_vmap_is_a_loop(f, batched):
     count = len(jax.tree.leaves(batched)[0])
     each = [single(*jax.tree.map(lambda x, i=i: x[i], batched)) for i in range(count)]
     assert single._cache_size() == 1
-    assert_close(at_once, asset.stack(each))
+    assert_close(at_once, stack(each))
     assert_finite(at_once)
     return at_once
 
@@ -97,29 +103,32 @@ def test_representation(rep):
 
     def show(params, key):
         render = rep.render(params, key, CAMERAS, Look.albedo(), (SIZE, SIZE + 1))
-        return render, rep.density(params, x), rep.color(params, x), rep.tv(params)
+        return render, rep.density(params, x), rep.color(params, x), rep.regularise(params)
 
     def gradient(params, key):
         def total(params):
-            render, density, color, tv = show(params, key)
+            render, density, color, own = show(params, key)
             maps = (render.rgb, render.alpha, render.depth, render.normal, render.orient)
-            return sum(jnp.mean(m) for m in (*maps, density, color)) + tv
+            return sum(jnp.mean(m) for m in (*maps, density, color)) + sum(own.values())
 
         return show(params, key), jax.grad(total)(params)
 
-    (render, density, color, tv), slope = assert_vmap_is_a_loop(gradient, (params, keys))
+    (render, density, color, own), slope = assert_vmap_is_a_loop(gradient, (params, keys))
     pixels = (2, 2, SIZE, SIZE + 1)
     assert render.rgb.shape == render.normal.shape == (*pixels, 3)
     assert render.alpha.shape == render.depth.shape == render.orient.shape == pixels
-    assert (density.shape, color.shape, tv.shape) == ((2, 5), (2, 5, 3), (2,))
+    assert (density.shape, color.shape) == ((2, 5), (2, 5, 3))
+    assert {value.shape for value in own.values()} <= {(2,)}
+    assert {f"lambda_{name}" for name in own} <= set(knobs().__dataclass_fields__)
     for unit in (render.rgb, render.alpha, color):
         assert np.min(unit) >= -1e-6
         assert np.max(unit) <= 1 + 1e-5
     assert np.min(density) >= 0
     assert np.max(np.linalg.norm(render.normal, axis=-1)) <= 1 + 1e-5
     assert all(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(slope))
-    adapted = rep.adapt(params, None, slope, 0, keys[0])
-    assert jax.tree.structure(adapted[0]) == jax.tree.structure(params)
+    memory = rep.memory(params)
+    adapted = rep.adapt(params, slope, memory, slope, 0, keys[0])
+    assert jax.tree.structure(adapted) == jax.tree.structure((params, slope, memory))
 
 
 @priors
@@ -144,14 +153,66 @@ def test_prior(prior, weights):
     assert abar[-1] >= 0
 
 
+@models
+def test_model(model):
+    keys = jax.random.split(jax.random.key(0), 2)
+    conds = stack([model.condition(Prompt(text)) for text in ("a red chair", "a blue mug")])
+    numbers = stack([knobs(1, guidance_scale=3.0), knobs(2, guidance_scale=(1.0))])
+
+    def make(key, cond, knobs):
+        z = model.begin(key, cond)
+        first = model.advance(model.params, z, jnp.int32(0), cond, knobs)
+        assert jax.tree.structure(first) == jax.tree.structure(z)
+        z = jax.lax.fori_loop(
+            1, model.steps, lambda i, z: model.advance(model.params, z, i, cond, knobs), first
+        )
+        params = model.decode(model.params, z)
+        size = (SIZE, SIZE)
+        return params, model.representation.render(params, None, CAMERAS, Look.albedo(), size)
+
+    params, render = assert_vmap_is_a_loop(make, (keys, conds, numbers))
+    assert render.rgb.shape == (2, 2, SIZE, SIZE, 3)
+    like = jax.eval_shape(model.representation.init, keys[0])
+    assert jax.tree.structure(params) == jax.tree.structure(like)
+
+
+@models
+def test_a_model_is_a_stage_that_can_be_stopped_at_any_step(model, tmp_path):
+    conds = [model.condition(Prompt(text)) for text in ("a red chair", "a cat", "a blue mug")]
+    stage = as_stage(model)
+
+    def made(indices, stop=lambda: False, **where):
+        found = {}
+
+        def keep(outcome):
+            found[outcome.track.index] = (outcome.track.status, jax.tree.leaves(outcome.params))
+
+        task = lambda k: Task(conds[k], knobs(k, guidance_scale=2.0), (model.steps,))  # noqa: E731
+        config = EngineConfig(block=2, slots=2)
+        engine.run([stage], task, indices, keep, config=config, stop=stop, **where)
+        return found
+
+    together = made(range(3))
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(engine.Interrupted):
+        made(range(3), stop=lambda: True, checkpoints=checkpoints)
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path)
+    resumed = made(range(3), checkpoints=checkpoints)
+    checkpoints.close()
+    for k in range(3):
+        for other in (resumed, made([k])):
+            assert together[k][0] == other[k][0] == "done"
+            for a, b in zip(together[k][1], other[k][1], strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
 @guidances
 def test_guidance(guidance):
     prior, weights = PRIORS["empirical"]
     toy = pages(4, SIZE)
     keys = jax.random.split(jax.random.key(0), 2)
-    knobs = asset.stack(
-        [asset.knobs(1, guidance_scale=3.0), asset.knobs(2, t_max=Ramp.of(0.9, 0.5, steps=9))]
-    )
+    numbers = stack([knobs(1, guidance_scale=3.0), knobs(2, t_max=Ramp.of(0.9, 0.5, steps=9))])
 
     made = guidance(prior)
     leaves, tree = jax.tree.flatten(weights)
@@ -163,14 +224,14 @@ def test_guidance(guidance):
 
         def scalar(rgb, changed):
             both = dict(enumerate(leaves)) | dict(zip(floats, changed, strict=True))
-            seen = render.replace(rgb=rgb)
-            return made.loss(tree.unflatten(both.values()), key, 3, seen, CAMERAS, COND, knobs, own)
+            seen = shot(render.replace(rgb=rgb), CAMERAS, 3)
+            return made.loss(tree.unflatten(both.values()), key, seen, COND, knobs, own)
 
         return jax.grad(scalar, argnums=(0, 1), has_aux=True)(
             render.rgb, [leaves[i] for i in floats]
         )
 
-    (to_image, to_weights), metrics = assert_vmap_is_a_loop(judge, (keys, knobs))
+    (to_image, to_weights), metrics = assert_vmap_is_a_loop(judge, (keys, numbers))
     assert np.any(to_image != 0)
     assert all(np.all(leaf == 0) for leaf in to_weights)
     assert metrics["residual_norm"].shape == (2,)
@@ -180,13 +241,13 @@ def test_guidance(guidance):
 @priors
 def test_a_sweep_of_knobs_is_one_program(rep, prior, weights):
     config = AssetConfig(views=2, camera=asset.CameraConfig())
-    init, step = asset.make(rep, prior, sds(prior), config)
-    block = asset.run_block(step, 2, SIZE)
+    init, step = optimizer(rep, sds(prior), config)
+    block = run_block(step, 2, SIZE)
     start = jax.jit(jax.vmap(init))
-    conds = asset.stack([COND, COND])
+    conds = stack([COND, COND])
     for scale, t_max in [(1.0, 0.98), (30.0, Ramp.of(0.9, 0.5, begin=1, steps=1))]:
-        knobs = asset.stack([asset.knobs(s, guidance_scale=scale, t_max=t_max) for s in (1, 2)])
-        states, metrics = block(start(knobs), weights, conds, knobs)
+        numbers = stack([knobs(s, guidance_scale=scale, t_max=t_max) for s in (1, 2)])
+        states, metrics = block(start(numbers), weights, conds, numbers)
         assert_finite((states, metrics))
         assert states.step.tolist() == [2, 2]
     assert block._cache_size() == 1

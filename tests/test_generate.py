@@ -10,14 +10,14 @@ from jax3d.fields.triplane import TriplaneConfig
 from jax3d.generate import MERITS, PARAMS, generate
 from jax3d.manifest import Job
 from jax3d.mesh import MeshConfig
-from jax3d.optimize.asset import AssetConfig, Stage
+from jax3d.optimize.asset import AssetConfig, StageConfig
 from jax3d.optimize.engine import EngineConfig
 from jax3d.priors import embedded
 from jax3d.recipe import Pictures, Recipe
 
 TINY = Recipe(
     field=TriplaneConfig(resolution=16, channels=4, levels=2, hidden=8, coarse=8, samples=8),
-    optimize=AssetConfig(views=1, stages=(Stage(4, 16),)),
+    optimize=AssetConfig(views=1, stages=(StageConfig(4, 16),)),
     mesh=MeshConfig(resolution=24, faces=200, texture=32),
     pictures=Pictures(size=16, frames=0),
 )

@@ -15,18 +15,21 @@ from jax3d.guidance.ism import ISMConfig
 from jax3d.guidance.nfsd import NFSDConfig
 from jax3d.guidance.sds import SDSConfig
 from jax3d.guidance.vsd import VSDConfig
-from jax3d.optimize import asset
-from jax3d.optimize.asset import AssetConfig, Stage
+from jax3d.knobs import KnobValues
+from jax3d.optimize.asset import AssetConfig, StageConfig
+from jax3d.optimize.stage import Task
 from jax3d.priors import embedded
 from jax3d.priors.folder import open_prior
-from jax3d.recipe import KnobValues, Recipe
+from jax3d.recipe import Recipe
 from jax3d.types import Prompt
 
 
 def test_knobs_of_one_two_and_four_numbers():
-    values = KnobValues(lr=(2.0,), t_max=(0.9, 0.1), guidance_scale=(5.0, 9.0, 10.0, 20.0))
+    values = KnobValues(lr=(2.0,), t_max=(0.9, 0.1), guidance_scale=(5.0, 9.0, 0.1, 0.2))
     recipe = dataclasses.replace(
-        Recipe(), knobs=values, optimize=AssetConfig(stages=(Stage(40, 16), Stage(60, 32)))
+        Recipe(),
+        knobs=values,
+        optimize=AssetConfig(stages=(StageConfig(40, 16), StageConfig(60, 32))),
     )
     knobs = recipe.knobs_of(7)
     assert int(knobs.seed) == 7
@@ -43,6 +46,23 @@ def test_stages_stretch_to_the_asked_steps(steps):
     recipe = Recipe().with_steps(steps)
     assert recipe.steps == steps
     assert [s.size for s in recipe.optimize.stages] == [s.size for s in Recipe().optimize.stages]
+
+
+@pytest.mark.parametrize("steps", [7, 100, 1234])
+@pytest.mark.parametrize("name", ["dreamfusion_sd", "mvdream", "prolificdreamer"])
+def test_a_shortened_recipe_anneals_and_shades_at_the_same_fractions(name, steps):
+    whole = recipes.load(CONFIGS / f"{name}.py")
+    short = whole.with_steps(steps)
+    for share in (0.0, 0.1, 0.35, 0.8, 1.0):
+        a, b = (
+            {
+                f.name: float(getattr(r.knobs_of(0), f.name).at(share * r.steps))
+                for f in dataclasses.fields(KnobValues)
+                if f.name != "background"
+            }
+            for r in (whole, short)
+        )
+        assert a == pytest.approx(b, rel=1e-4)
 
 
 @pytest.mark.parametrize("steps", [0, -5])
@@ -74,25 +94,21 @@ def folders(tmp_path_factory):
 def test_the_peers_recipes_take_two_steps(folders, name, folder):
     recipe = recipes.load(CONFIGS / f"{name}.py")
     field = dataclasses.replace(recipe.field, resolution=8, channels=2, hidden=4, samples=8)
-    optimize = dataclasses.replace(recipe.optimize, stages=(Stage(2, 8),))
+    optimize = dataclasses.replace(recipe.optimize, stages=(StageConfig(2, 8),))
     recipe = dataclasses.replace(recipe, field=field, optimize=optimize)
     critic = open_prior(str(folders / folder))
-    optimiser = asset.make(
-        recipe.representation(), critic.prior, recipe.guide(critic), recipe.optimize
-    )
-    knobs, conds = (
-        asset.stack([x]) for x in (recipe.knobs_of(3), recipe.condition(critic, "a cat"))
-    )
-    states = jax.jit(jax.vmap(optimiser.init))(knobs)
-    before = jax.tree.map(np.array, states.params)
-    two_steps = asset.run_block(optimiser.step, 2, 8)
-    states, metrics = two_steps(states, critic.params, conds, knobs)
-    assert states.step == 2
-    assert np.all(np.isfinite(metrics["residual_norm"]))
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(states.params))
-    leaves = map(jax.tree.leaves, (before, states.params))
+    (stage,) = recipe.build(critic)
+    task = Task(recipe.condition(critic, "a cat"), recipe.knobs_of(3), (2,))
+    before = state = jax.jit(stage.start)(task, None)
+    step = jax.jit(stage.step)
+    for _ in range(2):
+        state, metrics = step(state, critic.params, task.cond, task.knobs)
+        assert np.isfinite(metrics["residual_norm"])
+    assert state.step == 2
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state.params))
+    leaves = map(jax.tree.leaves, (before.params, state.params))
     assert not all(np.array_equal(a, b) for a, b in zip(*leaves, strict=True))
-    learnt = jax.tree.leaves(states.guidance)
+    learnt = jax.tree.leaves(state.guidance)
     assert (len(learnt) > 0) == isinstance(recipe.guidance, VSDConfig)
     assert all(np.all(np.isfinite(leaf)) for leaf in learnt)
 
@@ -103,7 +119,7 @@ def test_the_peers_recipes_take_two_steps(folders, name, folder):
 def test_any_guidance_is_made_from_its_config(guidance):
     critic = embedded.open_critic()
     recipe = Recipe(guidance=guidance, negative="a blue mug")
-    assert (recipe.guide(critic).init is not None) == isinstance(guidance, VSDConfig)
+    assert (guidance.build(critic).init is not None) == isinstance(guidance, VSDConfig)
     cond = recipe.condition(critic, "a red chair")
     assert (cond.negative is not None) == isinstance(guidance, NFSDConfig)
     unwanted = critic.condition(Prompt("a blue mug")).plain

@@ -18,7 +18,7 @@ from jax3d.guidance.score import ScoreConfig
 from jax3d.guidance.sds import SDSConfig
 from jax3d.manifest import grid
 from jax3d.mesh import MeshConfig
-from jax3d.optimize.asset import AssetConfig, Stage
+from jax3d.optimize.asset import AssetConfig, StageConfig
 from jax3d.optimize.engine import EngineConfig
 from jax3d.priors.base import Critic
 from jax3d.priors.gaussian import GaussianData, gaussian
@@ -27,7 +27,7 @@ from jax3d.recipe import Pictures, Recipe
 SIZE = 16
 RECIPE = Recipe(
     field=TriplaneConfig(resolution=16, channels=4, levels=2, hidden=8, coarse=8, samples=8),
-    optimize=AssetConfig(views=1, stages=(Stage(10, SIZE),)),
+    optimize=AssetConfig(views=1, stages=(StageConfig(10, SIZE),)),
     guidance=SDSConfig(score=ScoreConfig(view_words="none", use_camera=False)),
     mesh=MeshConfig(resolution=16, faces=100, texture=16, chunk=4096),
     pictures=Pictures(size=SIZE, frames=0),

@@ -24,12 +24,9 @@ from jax3d.guidance.base import Guidance, Shot, Term, scale_gradient
 from jax3d.guidance.losses import of_pictures, weigh
 from jax3d.knobs import Knobs
 from jax3d.math import normalize
-from jax3d.optimize.stage import Left, Stage, Task
+from jax3d.optimize.stage import INIT, Left, Stage, Task, step_key
 from jax3d.priors.base import Prior
 from jax3d.types import AssetState, Camera, Condition, Key, Look, Params
-
-INIT = 2**32 - 1
-"""Stands for the step before the first in the derivation of keys."""
 
 
 class StageConfig(NamedTuple):
@@ -155,8 +152,9 @@ def make(representation: Representation, terms: Sequence[Term], config: AssetCon
         cameras = term.cameras(keys[0], cond)
         look = term.look(keys[1], state.step, cameras, knobs)
         render = representation.render(params, keys[2], cameras, look, (size, size))
-        judged = scale_gradient(render, term.weight(knobs).at(state.step))
-        shot = Shot(state.step, cameras, look, judged)
+        weight = term.weight(knobs).at(state.step)
+        weighed = jax.tree.map(lambda x: scale_gradient(x, weight), render)
+        shot = Shot(state.step, cameras, look, weighed)
         scalar, metrics = term.guidance.loss(shared, keys[3], shot, cond, knobs, own)
         return scalar, metrics, of_pictures(render)
 
@@ -200,11 +198,6 @@ def make(representation: Representation, terms: Sequence[Term], config: AssetCon
         return state, metrics
 
     return Optimizer(init, step)
-
-
-def step_key(knobs: Knobs, step) -> Key:
-    """The key of one step of one asset."""
-    return jax.random.fold_in(jax.random.key(knobs.seed), step)
 
 
 def _of_term(key: Key, term: int) -> Key:

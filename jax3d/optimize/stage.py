@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array
+import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 from jax3d.fields.base import Representation
 from jax3d.knobs import Knobs
+from jax3d.models.base import Model
 from jax3d.optimize import flops
-from jax3d.types import Params
+from jax3d.types import Key, Params
 
 State = Any
 """A pytree of arrays: all that changes while a stage goes on. What a checkpoint holds."""
@@ -63,6 +65,40 @@ class Stage(NamedTuple):
     """Frozen weights: replicated once, an argument, never differentiated."""
     watch: str | None = None
     """The metric whose plateau ends an asset early."""
+
+
+INIT = 2**32 - 1
+"""Stands for the step before the first in the derivation of keys."""
+
+
+def step_key(knobs: Knobs, step) -> Key:
+    """The key of one step of one asset: of its seed and the step's number alone."""
+    return jax.random.fold_in(jax.random.key(knobs.seed), step)
+
+
+class Sampling(NamedTuple):
+    """How far a model's sampler has come with one asset."""
+
+    step: Int[Array, ""]
+    z: Any
+
+
+def as_stage(model: Model) -> Stage:
+    """A model as a stage of as many steps as it takes."""
+
+    def start(task: Task, left: Left | None) -> Sampling:
+        del left
+        key = step_key(task.knobs, INIT)
+        return Sampling(jnp.zeros((), jnp.int32), model.begin(key, task.cond))
+
+    def step(state: Sampling, shared, cond, knobs):
+        z = model.advance(shared, state.z, state.step, cond, knobs)
+        return Sampling(state.step + 1, z), {}
+
+    def result(state: Sampling, shared) -> Left:
+        return Left(model.decode(shared, state.z))
+
+    return Stage(model.representation, start, step, model.steps, result, model.params)
 
 
 def abstract_states(stages: Sequence[Stage], task: Task) -> list[State]:

@@ -190,7 +190,7 @@ def render(
 
 
 def place(
-    density: Callable[[Any, Any], Any], rays: Rays, u: Float[Array, " n"], cfg: VolumeConfig
+    density: Callable[[Any, Any], Any] | None, rays: Rays, u: Float[Array, " n"], cfg: VolumeConfig
 ) -> tuple[Float[Array, "n e"], Float[Array, "n s"]]:
     """Edges of the sampling intervals of flat rays, and the sample in each, metres.
 

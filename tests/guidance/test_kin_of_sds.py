@@ -4,18 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import linear_critic, linear_weights, pages
+from toys import knobs, linear_critic, linear_weights, pages, shot
 
 from jax3d import diffusion
 from jax3d.camera import orbit
 from jax3d.guidance import ism, perp_neg, score
-from jax3d.guidance.csd import csd
+from jax3d.guidance.csd import CSDConfig, csd
 from jax3d.guidance.hifa import HiFAConfig, hifa
 from jax3d.guidance.nfsd import NFSDConfig, nfsd
 from jax3d.guidance.score import ScoreConfig
 from jax3d.guidance.sds import SDSConfig, sds
 from jax3d.guidance.vsd import SecondCritic, VSDConfig, lora, vsd
-from jax3d.optimize.asset import knobs
 from jax3d.priors.gaussian import GaussianData, gaussian
 from jax3d.types import Cond, Condition, Look
 
@@ -49,8 +48,8 @@ def gradient(guidance, scale, key=KEY, **others):
     knob = knobs(guidance_scale=scale, **others)
 
     def loss(rgb):
-        seen = RENDER.replace(rgb=rgb)
-        return guidance.loss(WEIGHTS, key, 0, seen, CAMERA, COND, knob, jnp.zeros(()))[0]
+        seen = shot(RENDER.replace(rgb=rgb), CAMERA)
+        return guidance.loss(WEIGHTS, key, seen, COND, knob, jnp.zeros(()))[0]
 
     return jax.jit(jax.grad(loss))(RENDER.rgb)
 
@@ -62,7 +61,7 @@ def in_pixels(residual):
 
 
 def noise_of(key=KEY, **others):
-    return score.look(CRITIC, WEIGHTS, key, 0, RENDER.rgb, knobs(**others), UNIFORM)[1].noise
+    return score.look(CRITIC, WEIGHTS, key, 0, RENDER.over(1.0), knobs(**others), UNIFORM)[1].noise
 
 
 def test_csd_is_sds_without_its_noise():
@@ -87,7 +86,7 @@ def test_nfsd_at_small_t_is_sds_without_subtracting_the_noise():
 
 
 def test_vsd_is_sds_where_the_second_critic_knows_the_noise():
-    z = CRITIC.encode(WEIGHTS, None, RENDER.rgb)
+    z = CRITIC.encode(WEIGHTS, None, RENDER.over(1.0))
 
     def denoise(prior_params, own, z_t, t, text, camera, told):
         alpha, sigma = diffusion.noise_level(ABAR, t, 4)
@@ -120,13 +119,13 @@ def test_the_second_critic_learns_the_renders():
     @jax.jit
     def loss_and_slope(own, key):
         loss = lambda own: guidance.loss(  # noqa: E731
-            WEIGHTS, key, 0, RENDER, CAMERA, COND, knobs(), own
+            WEIGHTS, key, shot(RENDER, CAMERA), COND, knobs(), own
         )
         (_, metrics), slope = jax.value_and_grad(loss, has_aux=True)(own)
         return metrics["second_loss"], slope
 
     keys = jax.random.split(KEY, 200)
-    z2 = jnp.mean(CRITIC.encode(WEIGHTS, None, RENDER.rgb) ** 2)
+    z2 = jnp.mean(CRITIC.encode(WEIGHTS, None, RENDER.over(1.0)) ** 2)
     mean_square = jnp.mean(ABAR * z2 + 1 - ABAR)
     best = jnp.mean(jnp.sqrt(1 - ABAR)) / mean_square
     losses, slopes = jax.vmap(loss_and_slope, (None, 0))(best, keys)
@@ -217,19 +216,28 @@ def test_hifa_adds_the_pixels_of_the_estimated_image():
     t = {"t_min": 0.5, "t_max": 0.5}
 
     def pull(guidance):
-        loss = lambda rgb: guidance.loss(  # noqa: E731
-            data, KEY, 0, RENDER.replace(rgb=rgb), CAMERA, COND, knobs(guidance_scale=1.0, **t)
-        )[0]
+        def loss(rgb):
+            seen = shot(RENDER.replace(rgb=rgb), CAMERA)
+            return guidance.loss(data, KEY, seen, COND, knobs(guidance_scale=1.0, **t), None)[0]
+
         return jax.jit(jax.grad(loss))(RENDER.rgb)
 
     extra = pull(hifa(certain, HiFAConfig(UNIFORM, 0.5))) - pull(sds(certain, SDSConfig(UNIFORM)))
     ratio = jnp.sqrt(ABAR[50] / (1 - ABAR[50]))
-    np.testing.assert_allclose(extra, 0.5 * ratio * (RENDER.rgb - 0.3) / 2, rtol=1e-3, atol=1e-5)
+    seen = RENDER.over(1.0)
+    np.testing.assert_allclose(extra, 0.5 * ratio * (seen - 0.3) / 2, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("guidance", [csd, nfsd, ism.ism])
+def test_what_rescales_no_estimate_refuses_to(guidance):
+    config = {csd: CSDConfig, nfsd: NFSDConfig, ism.ism: ism.ISMConfig}[guidance]
+    with pytest.raises(ValueError, match=r"score.rescale is 0.5"):
+        guidance(CRITIC, config(ScoreConfig(rescale=0.5)))
 
 
 def test_recon_pulls_to_the_estimated_image():
-    at = score.look(CRITIC, WEIGHTS, KEY, 0, RENDER.rgb, knobs(), UNIFORM)[1]
-    z = CRITIC.encode(WEIGHTS, None, RENDER.rgb)
+    at = score.look(CRITIC, WEIGHTS, KEY, 0, RENDER.over(1.0), knobs(), UNIFORM)[1]
+    z = CRITIC.encode(WEIGHTS, None, RENDER.over(1.0))
     eps_hat = jax.random.normal(KEY, z.shape)
     alpha, sigma = diffusion.noise_level(ABAR, at.t, 4)
     x0, _ = diffusion.x0_and_eps(eps_hat, at.z_t, alpha, sigma, "eps")
@@ -241,7 +249,7 @@ def test_recon_pulls_to_the_estimated_image():
 def test_rescale_gives_x0_the_spread_it_has_without_guidance(views):
     config = ScoreConfig(rescale=1.0)
     prior = CRITIC._replace(views=views)
-    _, at = score.look(prior, WEIGHTS, KEY, 0, RENDER.rgb, knobs(t_min=0.3), config)
+    _, at = score.look(prior, WEIGHTS, KEY, 0, RENDER.over(1.0), knobs(t_min=0.3), config)
     guided = jax.jit(lambda scale: score.guided(prior, WEIGHTS, at, CAMERA, COND, scale, config))
     eps = [guided(scale) for scale in (1.0, 40.0)]
     alpha, sigma = diffusion.noise_level(ABAR, at.t, 4)

@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import knobs
 
 from jax3d.guidance import losses
-from jax3d.optimize.asset import knobs
 from jax3d.types import Ramp, Render
 
 
@@ -33,7 +33,7 @@ def test_gradients_are_finite_at_the_ends(loss, value):
     assert np.all(np.isfinite(gradient))
 
 
-def test_regularise_weighs_by_ramps():
+def test_regularisers_are_weighed_by_ramps():
     alpha = jnp.full((1, 2, 2), 0.5)
     render = Render(
         rgb=jnp.zeros((1, 2, 2, 3)),
@@ -43,7 +43,8 @@ def test_regularise_weighs_by_ramps():
         orient=4 * alpha,
     )
     k = knobs(lambda_orient=Ramp.of(0.0, 10.0, steps=10), lambda_tv=2.0)
-    total, terms = losses.regularise(render, jnp.float32(0.25), k, 5)
+    terms = losses.of_pictures(render) | {"tv": jnp.float32(0.25)}
+    total = losses.weigh(terms, k, 5)
     np.testing.assert_allclose(total, 5.0 * 2.0 + 2.0 * 0.25)
     np.testing.assert_allclose(terms["opacity"], np.log(2), rtol=1e-6)
     assert set(terms) == {"opacity", "sparsity", "orient", "normal", "tv"}

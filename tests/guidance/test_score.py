@@ -2,11 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import knobs
 
 from jax3d.camera import orbit
 from jax3d.guidance import score
 from jax3d.guidance.score import ScoreConfig
-from jax3d.optimize.asset import knobs
 from jax3d.priors.base import Prior
 from jax3d.priors.gaussian import GaussianData, gaussian
 from jax3d.types import Cond, Condition, Ramp

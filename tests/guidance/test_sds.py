@@ -2,13 +2,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import linear_critic, linear_weights, no_condition, pages
+from toys import knobs, linear_critic, linear_weights, no_condition, pages, shot
 
 from jax3d.camera import orbit
 from jax3d.guidance import score
 from jax3d.guidance.score import ScoreConfig
 from jax3d.guidance.sds import SDSConfig, sds
-from jax3d.optimize.asset import knobs
 from jax3d.priors.base import Prior
 from jax3d.types import Cond, Condition, Look
 
@@ -36,11 +35,11 @@ def test_gradient_is_the_weighted_residual_through_the_render(weighting, convent
 
         def loss(params):
             guidance = sds(prior, config)
-            return guidance.loss(critic, key, 3, image(params), CAMERA, COND, knob)[0]
+            return guidance.loss(critic, key, shot(image(params), CAMERA, 3), COND, knob, None)[0]
 
         # By hand: z, the same draw, the residual, and the transpose of dz/dtheta.
         encode_key, draw_key = jax.random.split(key)
-        z, pull = jax.vjp(lambda p: prior.encode(critic, encode_key, image(p).rgb), params)
+        z, pull = jax.vjp(lambda p: prior.encode(critic, encode_key, image(p).over(1.0)), params)
         at = score.draw(prior, draw_key, 3, z, knob, config.score)
         abar = np.asarray(ABAR, np.float64)[np.asarray(at.t)][:, None, None, None]
         z_t = np.sqrt(abar) * z + np.sqrt(1 - abar) * at.noise
@@ -63,7 +62,7 @@ def test_no_gradient_reaches_the_critic():
 
     def loss(critic):
         return sds(linear_critic(ABAR, 4)).loss(
-            critic, jax.random.key(1), 0, render, CAMERA, COND, knobs()
+            critic, jax.random.key(1), shot(render, CAMERA), COND, knobs(), None
         )[0]
 
     gradient = jax.grad(loss)(linear_weights(jnp.float32))
@@ -76,12 +75,17 @@ def test_no_residual_where_the_critic_knows_the_noise():
     render = PAGES.render(PAGES.init(jax.random.key(0)), None, CAMERA, Look.albedo(), (4, 4))
 
     def denoise(params, z_t, t, text, camera):
-        z = jnp.concatenate([render.rgb] * 2)
+        z = jnp.concatenate([render.over(1.0)] * 2)
         abar = ABAR[t][:, None, None, None]
         return (z_t - jnp.sqrt(abar) * z) / jnp.sqrt(1 - abar)
 
     prior = Prior(lambda params, key, rgb: rgb, None, denoise, ABAR, size)
     _, metrics = sds(prior).loss(
-        None, jax.random.key(1), 0, render, CAMERA, no_condition(), knobs(guidance_scale=50.0)
+        None,
+        jax.random.key(1),
+        shot(render, CAMERA),
+        no_condition(),
+        knobs(guidance_scale=50.0),
+        None,
     )
     assert metrics["residual_norm"] < 1e-4

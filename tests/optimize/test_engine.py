@@ -12,14 +12,15 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from toys import no_condition, pages
+from toys import knobs, no_condition, pages
 
 from jax3d.guidance.base import Guidance
 from jax3d.guidance.sds import sds
 from jax3d.optimize import asset, engine
-from jax3d.optimize.asset import AssetConfig, Optimiser, Stage
+from jax3d.optimize.asset import AssetConfig, StageConfig
 from jax3d.optimize.checkpoint import Checkpoints
-from jax3d.optimize.engine import EngineConfig, Sweep, Task
+from jax3d.optimize.engine import EngineConfig
+from jax3d.optimize.stage import Task
 from jax3d.priors.gaussian import GaussianData, gaussian
 
 SIZE = 8
@@ -27,25 +28,31 @@ PRIOR = gaussian(SIZE)
 DATA = GaussianData(
     mean=jax.random.uniform(jax.random.key(9), (SIZE, SIZE, 3)), std=jnp.float32(0.05)
 )
-STAGES = (Stage(12, SIZE), Stage(9, 2 * SIZE))
+CONFIG = AssetConfig(views=2, stages=(StageConfig(12, SIZE), StageConfig(9, 2 * SIZE)))
 
 
-def optimiser(guidance=None):
-    config = AssetConfig(views=2, stages=STAGES)
-    return asset.make(pages(4, SIZE), PRIOR, guidance or sds(PRIOR), config)
+def staged(guidance=None):
+    return asset.distil(pages(4, SIZE), PRIOR, guidance or sds(PRIOR), DATA, CONFIG)
 
 
-OPTIMISER = optimiser()
+STAGES = staged()
 
 
 def task(index):
     """Assets of several lengths, so that slots fall free at different times."""
     first = 12 - 2 * (index % 3)
-    return Task(no_condition(), asset.knobs(index), (first, first + 9))
+    return Task(no_condition(), knobs(index), (first, 9))
 
 
 def swept(
-    indices, made=OPTIMISER, devices=1, checkpoints=None, finished=None, report=None, **config
+    indices,
+    stages=STAGES,
+    devices=1,
+    checkpoints=None,
+    finished=None,
+    report=None,
+    stop=lambda: False,
+    **config,
 ):
     """The outcomes by index, and the reports."""
     outcomes, reports = {}, []
@@ -54,15 +61,17 @@ def swept(
         assert outcome.track.index not in outcomes, "an asset came twice"
         outcomes[outcome.track.index] = outcome
 
-    this = Sweep(
-        Optimiser(*made),
-        [stage.size for stage in STAGES],
-        DATA,
+    engine.run(
+        stages,
         task,
-        EngineConfig(**{"block": 5, "over": "vmap", **config}),
+        indices,
+        finished or keep,
+        config=EngineConfig(**{"block": 5, "over": "vmap", **config}),
+        report=report or reports.append,
+        checkpoints=checkpoints,
+        stop=stop,
         devices=jax.devices()[:devices],
     )
-    engine.run(this, indices, finished or keep, report or reports.append, checkpoints)
     return outcomes, reports
 
 
@@ -81,12 +90,20 @@ def undisturbed():
     return swept(range(11), slots=11)[0]
 
 
+def blocks_of(steps):
+    """The steps that end the blocks of five of each stage."""
+    before = [0, *np.cumsum(steps)]
+    ends = [[*range(a + 5, a + n, 5), a + n] for a, n in zip(before, steps, strict=False)]
+    return [end for of_stage in ends for end in of_stage]
+
+
 def test_every_asset_takes_its_own_steps(undisturbed):
     assert sorted(undisturbed) == list(range(11))
     for index, outcome in undisturbed.items():
         assert outcome.track.status == "done"
-        assert outcome.track.step == task(index).ends[-1]
-        assert np.isfinite(outcome.track.residual_norm)
+        assert outcome.track.taken == sum(task(index).steps)
+        assert [row["step"] for row in outcome.track.history] == blocks_of(task(index).steps)
+        assert np.isfinite([row["residual_norm"] for row in outcome.track.history]).all()
         assert outcome.track.device_seconds > 0
 
 
@@ -102,7 +119,7 @@ def test_slots_are_filled_again_at_once():
     # Only when nothing is left to come may a block run with a free slot.
     idle = [report for report in reports if len(report.tracks) < 3]
     assert all(report.finished + 2 * 3 >= 11 - 3 for report in idle)
-    assert sum(report.steps for report in reports) == sum(task(k).ends[-1] for k in range(11))
+    assert sum(report.steps for report in reports) == sum(sum(task(k).steps) for k in range(11))
 
 
 def test_assets_are_finished_several_at_once():
@@ -115,7 +132,7 @@ def test_a_plateau_stops_an_asset_and_frees_its_slot(undisturbed):
     outcomes, _ = swept(range(5), slots=2, patience=1, tolerance=0.9, block=3)
     assert {o.track.status for o in outcomes.values()} == {"plateau"}
     for index, outcome in outcomes.items():
-        assert outcome.track.step == task(index).ends[0] + 6
+        assert outcome.track.taken == task(index).steps[0] + 6
     again, _ = swept(range(5), slots=5, patience=1, tolerance=0.9, block=3)
     for index in outcomes:
         assert_same(outcomes[index], again[index], rtol=1e-4, atol=1e-5)
@@ -124,13 +141,13 @@ def test_a_plateau_stops_an_asset_and_frees_its_slot(undisturbed):
 def test_an_ill_asset_ends_alone(undisturbed):
     honest = sds(PRIOR)
 
-    def loss(prior_params, key, step, render, camera, cond, knobs, own=None):
-        value, metrics = honest.loss(prior_params, key, step, render, camera, cond, knobs, own)
-        return jnp.where((knobs.seed == 4) & (step == 6), jnp.inf, 1.0) * value, metrics
+    def loss(shared, key, shot, cond, knobs, own):
+        value, metrics = honest.loss(shared, key, shot, cond, knobs, own)
+        return jnp.where((knobs.seed == 4) & (shot.step == 6), jnp.inf, 1.0) * value, metrics
 
-    outcomes, _ = swept(range(8), optimiser(Guidance(loss)), slots=3)
+    outcomes, _ = swept(range(8), staged(Guidance(loss)), slots=3)
     assert outcomes[4].track.status == "nonfinite"
-    assert outcomes[4].track.step == 6
+    assert outcomes[4].track.taken == 6
     assert all(np.isfinite(leaf).all() for leaf in leaves(outcomes[4]))
     for index in set(outcomes) - {4}:
         assert outcomes[index].track.status == "done"
@@ -158,9 +175,58 @@ def test_a_sweep_goes_on_with_other_slots_and_devices(undisturbed, tmp_path, slo
     left = [k for k in range(11) if k not in kept]
     outcomes, reports = swept(left, slots=slots, devices=devices, checkpoints=second)
     second.close()
-    assert sum(report.steps for report in reports) < sum(task(k).ends[-1] for k in left)
+    assert sum(report.steps for report in reports) < sum(sum(task(k).steps) for k in left)
     for index, outcome in {**kept, **outcomes}.items():
         assert_same(outcome, undisturbed[index], rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_that_is_asked_to_stop_saves_first(undisturbed, tmp_path):
+    asked = iter([False, False, True])
+    first = Checkpoints(tmp_path)
+    with pytest.raises(engine.Interrupted):
+        swept(range(6), slots=3, checkpoints=first, stop=lambda: next(asked))
+    first.close()
+    second = Checkpoints(tmp_path)
+    outcomes, reports = swept(range(6), slots=3, checkpoints=second)
+    second.close()
+    steps = sum(report.steps for report in reports)
+    assert steps == sum(sum(task(k).steps) for k in range(6)) - 3 * 3 * 5
+    for index, outcome in outcomes.items():
+        assert_same(outcome, undisturbed[index], rtol=1e-4, atol=1e-5)
+        assert outcome.track.history == undisturbed[index].track.history
+
+
+def test_a_checkpoint_is_due_by_blocks_or_by_minutes(tmp_path):
+    saved = []
+    for config in ({"checkpoint_every": 100, "checkpoint_minutes": 0.0}, {"checkpoint_every": 2}):
+        checkpoints = Checkpoints(tmp_path / str(len(saved)))
+        count = []
+        checkpoints.save = lambda *_, count=count: count.append(1)
+        swept(range(2), slots=2, checkpoints=checkpoints, **config)
+        saved.append(len(count))
+        checkpoints.close()
+    assert saved[0] > saved[1] > 0
+
+
+def test_a_long_history_is_thinned():
+    track = engine.Track(0, (1000,))
+    for step in range(1, 601):
+        track.step = step
+        track.remember({"loss": float(step)})
+    assert len(track.history) <= engine.LONGEST_HISTORY
+    steps = [row["step"] for row in track.history]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 600
+    assert 1 <= track.history[0]["loss"] <= 4
+
+
+def test_a_stage_without_steps_is_passed_through():
+    def short(index):
+        return Task(no_condition(), knobs(index), (0, 3))
+
+    taken = []
+    engine.run(STAGES, short, range(2), lambda outcome: taken.append(outcome.track.taken))
+    assert taken == [3, 3]
 
 
 def test_out_of_memory_halves_the_slots(undisturbed, monkeypatch):
@@ -191,12 +257,9 @@ def test_the_devices_own_error_is_understood():
 
 
 def test_slots_follow_from_the_memory(monkeypatch):
-    this = Sweep(
-        OPTIMISER, [SIZE], DATA, task, EngineConfig(over="vmap"), devices=jax.devices()[:2]
-    )
-    mesh = engine.parallel.assets_mesh(this.devices)
-    program = engine._Program(this, mesh, task(0))
-    one = engine.parallel.bytes_of(program.slot)
+    mesh = engine.parallel.assets_mesh(jax.devices()[:2])
+    program = engine._Program(STAGES, mesh, task(0), EngineConfig(over="vmap"), "shard_map")
+    one = sum(engine.parallel.bytes_of(slot) for slot in program.slots)
     monkeypatch.setattr(program, "_temporaries", lambda count: 1000 + 500 * count // mesh.size)
     monkeypatch.setattr(
         engine.parallel,
@@ -213,7 +276,6 @@ def test_slots_follow_from_the_memory(monkeypatch):
 
 
 def test_a_sweep_compiles_each_stage_once():
-    this = Sweep(OPTIMISER, [SIZE, SIZE], DATA, task, EngineConfig(block=5, slots=2))
     programs = []
     init = engine._Program.__init__
 
@@ -223,9 +285,11 @@ def test_a_sweep_compiles_each_stage_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine._Program, "__init__", spied)
-        engine.run(this, range(7), lambda outcome: None)
+        engine.run(
+            STAGES, task, range(7), lambda outcome: None, config=EngineConfig(block=5, slots=2)
+        )
     (program,) = programs
-    assert [block._cache_size() for block in program._blocks.values()] == [1]
+    assert [block._cache_size() for block in program._blocks.values()] == [1, 1]
 
 
 KILLED = """
@@ -233,7 +297,7 @@ import os, signal, sys
 sys.path[:0] = [{tests!r}, {here!r}]
 from pathlib import Path
 import numpy as np
-import test_sweep as t
+import test_engine as t
 
 out, left = Path(sys.argv[1]), int(sys.argv[2])
 

@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import no_condition, pages
+from toys import knobs, no_condition, optimizer, pages, stack
 
 from jax3d.camera import orbit
 from jax3d.fields.triplane import TriplaneConfig, triplane
 from jax3d.guidance.base import Guidance
 from jax3d.guidance.sds import sds
-from jax3d.optimize import asset, parallel
-from jax3d.optimize.asset import AssetConfig, Stage
+from jax3d.optimize import parallel
+from jax3d.optimize.asset import AssetConfig, StageConfig
 from jax3d.optimize.parallel import Slot
 from jax3d.priors.gaussian import GaussianData, gaussian
 from jax3d.types import Look
@@ -40,12 +40,12 @@ AROUND = orbit(jnp.arange(4) * jnp.pi / 2, 0.3, 2.6, 0.75)
 def telling(guidance):
     """The same guidance, whose metrics tell what was drawn."""
 
-    def loss(prior_params, key, step, render, camera, cond, knobs, own=None):
-        value, metrics = guidance.loss(prior_params, key, step, render, camera, cond, knobs, own)
+    def loss(shared, key, shot, cond, knobs, own):
+        value, metrics = guidance.loss(shared, key, shot, cond, knobs, own)
         drawn = {
             "bits": jax.random.uniform(key, (8,)),
             "noise": jax.random.normal(key, (8,)),
-            "eye": camera.c2w[..., :3, 3],
+            "eye": shot.camera.c2w[..., :3, 3],
         }
         return value, metrics | drawn
 
@@ -56,25 +56,31 @@ class Made:
     """What becomes of the asset among others."""
 
     def __init__(self, field, seeds, devices, over, backend="shard_map"):
-        config = AssetConfig(views=2, stages=(Stage(STEPS, SIZE),))
-        init, step = asset.make(field, PRIOR, telling(sds(PRIOR)), config)
-        knobs = asset.stack([asset.knobs(seed, lr=1.0 + 0.1 * seed) for seed in seeds])
+        config = AssetConfig(views=2, stages=(StageConfig(STEPS, SIZE),))
+        init, step = optimizer(field, telling(sds(PRIOR)), config)
+        numbers = stack([knobs(seed, lr=1.0 + 0.1 * seed) for seed in seeds])
         count = len(seeds)
         slots = Slot(
-            jax.jit(jax.vmap(init))(knobs),
-            asset.stack([no_condition()] * count),
-            knobs,
+            jax.jit(jax.vmap(init))(numbers),
+            stack([no_condition()] * count),
+            numbers,
+            jnp.zeros((count,), jnp.int32),
             jnp.full((count,), STEPS, jnp.int32),
             jnp.ones(count, bool),
         )
         mesh = parallel.assets_mesh(jax.devices()[:devices])
-        block = parallel.block(step, STEPS, SIZE)
+        block = parallel.block(
+            lambda state, shared, cond, knobs: step(state, shared, cond, knobs, SIZE), STEPS
+        )
         done, metrics = parallel.pmap_assets(block, mesh, over=over, backend=backend)(slots, DATA)
         place, state = seeds.index(SEED), done.state
         self.leaves = [np.asarray(leaf[place]) for leaf in jax.tree.leaves(state)]
         self.metrics = {name: np.asarray(x[place]) for name, x in metrics.items()}
         self.params = jax.tree.map(lambda x: np.asarray(x[place]), state.params)
-        show = lambda params: field.render(params, None, AROUND, Look.albedo(), (SIZE, SIZE)).rgb  # noqa: E731
+
+        def show(params):
+            return field.render(params, None, AROUND, Look.albedo(), (SIZE, SIZE)).over(1.0)
+
         self.pictures = np.asarray(jax.jit(show)(self.params))
 
 

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from toys import no_condition, pages
+from toys import knobs, no_condition, optimizer, pages, stack
 
 from jax3d.guidance.base import Guidance
 from jax3d.guidance.sds import sds
-from jax3d.optimize import asset, flops, parallel
-from jax3d.optimize.asset import AssetConfig, Stage
+from jax3d.optimize import flops, parallel
+from jax3d.optimize.asset import AssetConfig, StageConfig
 from jax3d.optimize.parallel import Slot
 from jax3d.priors.gaussian import GaussianData, gaussian
 
@@ -19,22 +19,31 @@ PRIOR = gaussian(SIZE)
 DATA = GaussianData(
     mean=jax.random.uniform(jax.random.key(9), (SIZE, SIZE, 3)), std=jnp.float32(0.05)
 )
-CONFIG = AssetConfig(views=2, stages=(Stage(5, SIZE),))
-INIT, STEP = asset.make(pages(4, SIZE), PRIOR, sds(PRIOR), CONFIG)
+CONFIG = AssetConfig(views=2, stages=(StageConfig(5, SIZE),))
+
+
+def sized(made):
+    """The step of an optimisation, at this size."""
+    return lambda state, shared, cond, knobs: made.step(state, shared, cond, knobs, SIZE)
+
+
+MADE = optimizer(pages(4, SIZE), sds(PRIOR), CONFIG)
+INIT, STEP = MADE.init, sized(MADE)
 START = jax.jit(jax.vmap(INIT))
 
 
 def slots(seeds, until=6, start=START):
-    knobs = asset.stack([asset.knobs(seed) for seed in seeds])
+    numbers = stack([knobs(seed) for seed in seeds])
     count = len(seeds)
-    conds = asset.stack([no_condition()] * count)
+    conds = stack([no_condition()] * count)
     ends = jnp.broadcast_to(jnp.asarray(until, jnp.int32), (count,))
-    return Slot(start(knobs), conds, knobs, ends, jnp.ones(count, bool))
+    steps = jnp.zeros(count, jnp.int32)
+    return Slot(start(numbers), conds, numbers, steps, ends, jnp.ones(count, bool))
 
 
 def mapped(devices=4, over="vmap", backend="shard_map", step=STEP, k=8):
     mesh = parallel.assets_mesh(jax.devices()[:devices])
-    return parallel.pmap_assets(parallel.block(step, k, SIZE), mesh, over=over, backend=backend)
+    return parallel.pmap_assets(parallel.block(step, k), mesh, over=over, backend=backend)
 
 
 def leaves(tree):
@@ -77,12 +86,12 @@ def test_a_slot_rests_at_its_end(alone):
 def test_a_nan_freezes_its_asset_and_touches_no_other(over):
     honest = sds(PRIOR)
 
-    def poisoned(prior_params, key, step, render, camera, cond, knobs, own=None):
-        value, metrics = honest.loss(prior_params, key, step, render, camera, cond, knobs, own)
-        bad = (knobs.seed == 3) & (step == 2)
+    def poisoned(shared, key, shot, cond, knobs, own):
+        value, metrics = honest.loss(shared, key, shot, cond, knobs, own)
+        bad = (knobs.seed == 3) & (shot.step == 2)
         return jnp.where(bad, jnp.nan, 1.0) * value, metrics
 
-    sick = asset.make(pages(4, SIZE), PRIOR, Guidance(poisoned), CONFIG).step
+    sick = sized(optimizer(pages(4, SIZE), Guidance(poisoned), CONFIG))
     with_nan, _ = mapped(2, over, step=sick)(slots(range(8)), DATA)
     np.testing.assert_array_equal(with_nan.healthy, np.arange(8) != 3)
     np.testing.assert_array_equal(with_nan.state.step, np.where(np.arange(8) == 3, 2, 6))

@@ -4,14 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import no_condition
+from toys import knobs, no_condition, optimizer, run_block
 
 from jax3d import camera
 from jax3d.camera import CameraConfig, orbit
 from jax3d.fields.triplane import TriplaneConfig, triplane
 from jax3d.guidance.sds import sds
-from jax3d.optimize import asset
-from jax3d.optimize.asset import AssetConfig, Stage
+from jax3d.optimize.asset import AssetConfig, StageConfig
 from jax3d.priors.empirical import EmpiricalData, empirical
 from jax3d.render import volume
 from jax3d.types import Look, Ramp
@@ -41,7 +40,7 @@ def ring(azimuth):
 def photograph(cameras):
     rays = camera.rays(cameras, (SIZE, SIZE))
     config = volume.VolumeConfig(samples=96)
-    return volume.render_reference(balls, None, rays, Look.albedo(), config, None).rgb
+    return volume.render_reference(balls, None, rays, Look.albedo(), config, None).over(1.0)
 
 
 def distances(a, b):
@@ -65,25 +64,26 @@ def test_sds_recovers_the_object_of_the_empirical_critic():
             up_jitter=0.0,
         ),
         views=4,
-        stages=(Stage(300, SIZE),),
+        stages=(StageConfig(300, SIZE),),
         p_grey=0.0,
     )
-    init, step = asset.make(field, prior, sds(prior), config)
-    knob = asset.knobs(
+    init, step = optimizer(field, sds(prior), config)
+    knob = knobs(
         0,
         lr=Ramp.of(2.0, 0.1, begin=100, steps=200),
         guidance_scale=1.0,
         t_max=Ramp.of(0.98, 0.3, steps=300),
     )
     state, condition = jax.jit(init)(knob), no_condition(5)
-    states, conds, knobs = (jax.tree.map(lambda x: x[None], x) for x in (state, condition, knob))
-    states, _ = asset.run_block(step, 300, SIZE)(states, data, conds, knobs)
+    one = (jax.tree.map(lambda x: x[None], x) for x in (state, condition, knob))
+    states, conds, numbers = one
+    states, _ = run_block(step, 300, SIZE)(states, data, conds, numbers)
     params = jax.tree.map(lambda x: x[0], states.params)
 
     # Between the known cameras.
     unseen = ring(jnp.radians(jnp.arange(8) * 45.0 + 2.5))
     shown = jax.jit(
-        lambda params: field.render(params, None, unseen, Look.albedo(), (SIZE, SIZE)).rgb
+        lambda params: field.render(params, None, unseen, Look.albedo(), (SIZE, SIZE)).over(1.0)
     )(params)
     psnr = -10 * np.log10(np.mean((shown - jax.jit(photograph)(unseen)) ** 2))
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoints import NETWORKS, vectors, write_network
+from toys import knobs, shot
 
 from jax3d import diffusion
 from jax3d.camera import orbit
 from jax3d.guidance.sds import sds
 from jax3d.nn import unet, vae
-from jax3d.optimize import asset
 from jax3d.priors import stable_diffusion as sd
 from jax3d.types import Cond, Condition, Render
 
@@ -152,12 +152,12 @@ def test_a_step_of_many_assets_is_one_batch():
 
     def gradient(rgb, params, tokens, seed):
         cond = Condition(Cond(tokens[0]), Cond(tokens[0]), Cond(tokens))
-        knobs = asset.knobs(0)
 
         def loss(rgb):
             alpha = jnp.ones(rgb.shape[:-1])
             render = Render(rgb, alpha, alpha, rgb, alpha)
-            return guidance.loss(params, jax.random.key(seed), 0, render, camera, cond, knobs)[0]
+            seen = shot(render, camera)
+            return guidance.loss(params, jax.random.key(seed), seen, cond, knobs(0), None)[0]
 
         return jax.grad(loss)(rgb)
 

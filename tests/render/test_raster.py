@@ -84,7 +84,8 @@ def test_sphere_has_its_silhouette_depth_normal_and_shading():
     shade = 0.2 + 0.8 * np.maximum(normal[..., :1], 0) * np.ones(3)
     np.testing.assert_allclose(np.asarray(out.rgb)[deep], shade[deep], atol=2e-2)
     np.testing.assert_allclose(
-        np.asarray(out.rgb)[seen == 0], np.array([0, 0, 1.0])[None].repeat((seen == 0).sum(), 0)
+        np.asarray(out.over(look.background))[seen == 0],
+        np.array([0, 0, 1.0])[None].repeat((seen == 0).sum(), 0),
     )
 
 

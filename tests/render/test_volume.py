@@ -32,14 +32,15 @@ def constant(sigma, x):
 def test_homogeneous_ball_absorbs_exponentially(sigma):
     rays = parallel_rays(7)
     length = 2 * np.sqrt(1 - np.linspace(-0.5, 0.5, 7) ** 2)
-    look = Look.albedo((0.0, 0.0, 1.0))
+    look = Look.albedo()
     for coarse in (0, 16):
         cfg = volume.VolumeConfig(coarse=coarse, samples=32, weights=True)
         out = render(constant, jnp.array(sigma), rays, look, cfg)
         alpha = 1 - np.exp(-sigma * length)
         np.testing.assert_allclose(out.alpha[0, 0], alpha, rtol=1e-5)
-        np.testing.assert_allclose(out.rgb[0, 0, :, 0], alpha, rtol=1e-5)
-        np.testing.assert_allclose(out.rgb[0, 0, :, 2], 1 - alpha, atol=1e-6)
+        shown = out.over([0.0, 0.0, 1.0])[0, 0]
+        np.testing.assert_allclose(shown[:, 0], alpha, rtol=1e-5)
+        np.testing.assert_allclose(shown[:, 2], 1 - alpha, atol=1e-6)
         np.testing.assert_allclose(out.weights.sum(-1), out.alpha, atol=1e-5)
 
 
@@ -63,7 +64,7 @@ def test_two_layers_blend_front_to_back():
     near, far = 1 - np.exp(-3.0), 1 - np.exp(-8.0)
     rest = (1 - near) * (1 - far)
     expected = [near + rest, (1 - near) * far + rest, rest]
-    np.testing.assert_allclose(out.rgb[0, 0, 0], expected, atol=1e-5)
+    np.testing.assert_allclose(out.over(1.0)[0, 0, 0], expected, atol=1e-5)
 
 
 def test_depth_of_a_wall_is_its_distance():
@@ -79,12 +80,11 @@ def test_rays_that_miss_show_the_background_with_zero_gradients():
     def red(sigma, origins, shape):
         cfg = volume.VolumeConfig(shape=shape, coarse=8, samples=8)
         rays_ = rays.replace(origins=origins)
-        look = Look.albedo((0.2, 0.4, 0.6))
-        return render(constant, sigma, rays_, look, cfg)
+        return render(constant, sigma, rays_, Look.albedo(), cfg)
 
     for shape in ("sphere", "box"):
         out = red(jnp.array(7.0), rays.origins, shape)
-        np.testing.assert_allclose(out.rgb[0, 0, 0], [0.2, 0.4, 0.6])
+        np.testing.assert_allclose(out.over([0.2, 0.4, 0.6])[0, 0, 0], [0.2, 0.4, 0.6])
         gradient = jax.grad(lambda *a: red(*a).rgb.sum() + red(*a).depth.sum(), (0, 1))
         for g in gradient(jnp.array(7.0), rays.origins, shape):
             assert jnp.isfinite(g).all()
@@ -167,12 +167,13 @@ def test_lambertian_and_textureless_shading():
     assert shade(0.2, 1.0, [0.0, 0.6, 0.8]) == pytest.approx(0.2 + 0.8 * 0.8)
 
 
-def test_looks_of_views_and_pixels_reach_their_rays():
+def test_pictures_lie_over_one_colour_or_one_a_view_or_a_pixel():
     rays = camera.rays(camera.orbit(jnp.zeros(2), 0.0, 5.0, 2.0), (3, 3))
     colors = jnp.array([[1.0, 0, 0], [0, 1.0, 0]])
     look = two_looks(colors)
     out = render(constant, jnp.array(1.0), rays, look, EVEN)
-    np.testing.assert_allclose(out.rgb[:, 0, 0], colors, atol=1e-6)
+    np.testing.assert_allclose(out.over(look.background)[:, 0, 0], colors, atol=1e-6)
+    np.testing.assert_allclose(out.over(colors[0])[:, 0, 0], colors[[0, 0]], atol=1e-6)
     pixels = jax.random.uniform(jax.random.key(0), (2, 3, 3, 3))
-    out = render(constant, jnp.array(0.0), rays, look, EVEN, backdrop=pixels)
-    np.testing.assert_allclose(out.rgb, pixels, atol=1e-6)
+    out = render(constant, jnp.array(0.0), rays, look, EVEN)
+    np.testing.assert_allclose(out.over(pixels), pixels, atol=1e-6)
