@@ -26,7 +26,7 @@ from jax3d.knobs import Knobs
 from jax3d.math import normalize
 from jax3d.optimize.stage import INIT, Left, Stage, Task, step_key
 from jax3d.priors.base import Prior
-from jax3d.types import AssetState, Camera, Condition, Key, Look, Params
+from jax3d.types import AssetState, Camera, Key, Look, Params
 
 
 class StageConfig(NamedTuple):
@@ -172,7 +172,7 @@ def make(representation: Representation, terms: Sequence[Term], config: AssetCon
         return total, _named(metrics) | regularisers
 
     def step(
-        state: AssetState, shared: Params, cond: Condition, knobs: Knobs, size: int
+        state: AssetState, shared: Params, cond: Any, knobs: Knobs, size: int
     ) -> tuple[AssetState, dict[str, Array]]:
         """One update of one asset."""
         key = step_key(knobs, state.step)
