@@ -6,7 +6,7 @@ counter-clockwise seen from above. Radians everywhere except in `CameraConfig`.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,12 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from jax3d.bounds import RISING, Count, Finite, NonNegative, Positive, Range
 from jax3d.math import normalize
 from jax3d.types import Camera, Key, Rays
+
+_Height = Annotated[float, Range(-90, 90)]
+_Angle = Annotated[float, Range(above=0, below=180)]
 
 
 @dataclass(frozen=True)
@@ -27,24 +31,24 @@ class CameraConfig:
     eye_jitter=0.1, center_jitter=0.2, up_jitter=0.02`.
     """
 
-    azimuth: tuple[float, float] = (0.0, 360.0)
-    elevation: tuple[float, float] = (-10.0, 60.0)
-    fovy: tuple[float, float] = (38.0, 46.0)
-    distance: tuple[float, float] = (1.0, 1.15)
+    azimuth: Annotated[tuple[Finite, Finite], RISING] = (0.0, 360.0)
+    elevation: Annotated[tuple[_Height, _Height], RISING] = (-10.0, 60.0)
+    fovy: Annotated[tuple[_Angle, _Angle], RISING] = (38.0, 46.0)
+    distance: Annotated[tuple[Positive, Positive], RISING] = (1.0, 1.15)
     """Factors of the distance at which a ball of `fit_radius` touches the picture's border."""
-    fit_radius: float | None = 0.95
+    fit_radius: Positive | None = 0.95
     """Metres; `None` makes `distance` plain metres, whatever the field of view."""
     fit: Literal["ball", "disc"] = "ball"
     """What touches the border at `distance` 1: a ball of `fit_radius`, or a disc of that radius
     that faces the camera, which may be nearer (MVDream)."""
-    group: int = 1
+    group: Count = 1
     """Consecutive views at one elevation, distance and field of view, evenly spaced all around
     `azimuth`, as critics of several views were trained (MVDream takes 4)."""
-    eye_jitter: float = 0.03
+    eye_jitter: NonNegative = 0.03
     """Half width of the uniform shift of each coordinate of the camera, metres."""
-    center_jitter: float = 0.03
+    center_jitter: NonNegative = 0.03
     """Standard deviation of the point looked at, metres."""
-    up_jitter: float = 0.02
+    up_jitter: NonNegative = 0.02
     """Standard deviation of the (unit) up vector."""
 
 

@@ -15,10 +15,11 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jax3d import bounds, cluster, image, ledger, manifest
 from jax3d import camera as cameras
-from jax3d import cluster, image, ledger, manifest
 from jax3d import generate as generation
 from jax3d import recipe as recipes
+from jax3d.bounds import Count, Natural, NonNegative, Range, Seed
 from jax3d.manifest import Job
 from jax3d.optimize.engine import EngineConfig
 from jax3d.optimize.parallel import host_cores
@@ -45,11 +46,11 @@ class _Making:
     """Folder of the results, or a gs:// URL. A run that was cut short there goes on."""
     config: Path | None = None
     """Recipe to start from, such as configs/props.py; other options override it."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the first asset; the others count on from it."""
-    steps: int | None = None
+    steps: Count | None = None
     """Stretches the recipe's stages to this many steps in all."""
-    views: int | None = None
+    views: Count | None = None
     """Views a step; shorthand for --optimize.views."""
     prior: str = "embedded"
     """The critic: "embedded", the path of weights that `jax3d train prior` wrote, or a Stable
@@ -58,7 +59,7 @@ class _Making:
     """Of a critic from disk: its weights and arithmetic, save norms, softmax and autoencoder."""
     overwrite: bool = False
     """Lose the other run that OUT holds."""
-    cpu_devices: int | None = None
+    cpu_devices: Count | None = None
     """On a CPU, the devices to split it into, each with assets of its own; None: one a core, as
     far as there are assets."""
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
@@ -79,7 +80,7 @@ class Generate(_Making):
 
     prompts: tyro.conf.Positional[tuple[str, ...]] = ()
     """One asset each, for example "a red chair with armrests"."""
-    candidates: int = 1
+    candidates: Count = 1
     """Seeds a prompt; the best by the scorer gets a mesh."""
 
 
@@ -90,12 +91,12 @@ class Sweep(_Making):
     manifest: tyro.conf.Positional[str] = ""
     """A .jsonl or .csv file: one asset a line with its prompt and, where it differs from the
     recipe, seed, steps, negative prompt and knobs."""
-    dollars_per_hour: float | None = None
+    dollars_per_hour: NonNegative | None = None
     """Price of a device, to tell the cost of an asset."""
-    processes: int | None = None
+    processes: Count | None = None
     """Of how many processes this is one, each with its share of the assets in the same OUT. They
     need not run at the same time."""
-    process: int | None = None
+    process: Natural | None = None
     """Which one this is, from 0."""
     distributed: bool = False
     """The processes start together and number themselves by `jax.distributed`. Slurm, MPI,
@@ -113,14 +114,14 @@ class Sample:
     mode: sampling.Mode | None = None
     """How the critic is asked: by the exact camera, by view words, or by the text alone. None: by
     the camera where the critic is told it, else by the text."""
-    views: int = 8
-    guidance_scale: float | None = None
+    views: Count = 8
+    guidance_scale: NonNegative | None = None
     """None: 3 for the embedded critic, 7.5 for others."""
     method: sampling.Method = "ddim"
-    steps: int = 40
+    steps: Annotated[int, Range(1, 1000)] = 40
     negative: str = ""
     """Negative prompt, in place of the unconditional one."""
-    seed: int = 0
+    seed: Seed = 0
     prior: str = "embedded"
     """The critic: "embedded", the path of weights that `jax3d train prior` wrote, or a Stable
     Diffusion, MVDream or pixel-space folder in the official layout."""
@@ -154,16 +155,18 @@ class TrainScorer:
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; a mistake of the user ends in one line and exit code 2."""
     try:
-        match parse(sys.argv[1:] if argv is None else argv):
-            case Generate() as command:
+        command = parse(sys.argv[1:] if argv is None else argv)
+        bounds.check(command)
+        match command:
+            case Generate():
                 run_generate(command)
-            case Sweep() as command:
+            case Sweep():
                 run_sweep(command)
-            case Sample() as command:
+            case Sample():
                 run_sample(command)
-            case TrainPrior() as command:
+            case TrainPrior():
                 train_prior(command.recipe, command.out, console.print)
-            case TrainScorer() as command:
+            case TrainScorer():
                 train_scorer(command.recipe, command.out, console.print)
     except (ValueError, OSError, ImportError) as error:
         # An import that fails here is an extra's, and says what to install.

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 from etils import epath
 
-from jax3d import gallery, ledger, weights
+from jax3d import bounds, gallery, ledger, weights
 from jax3d.data import props
 from jax3d.finish import Finisher, versions
 from jax3d.manifest import Job
@@ -96,6 +96,8 @@ def generate(
             "first have made. Remove it first, or choose another --out"
         )
     config = EngineConfig() if config is None else config
+    bounds.check(recipe)
+    bounds.check(config, "engine")
     demand_storage(out)
     _demand_scores(jobs, candidates)
     assets = _Assets(recipe, critic, jobs, epath.Path(out), solid=candidates == 1)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from etils import epath
 
+from jax3d.bounds import Count, Seed, Text
 from jax3d.knobs import KnobValues, Values
 from jax3d.recipe import Recipe
 
@@ -29,11 +30,11 @@ FIELDS = ("prompt", "seed", "steps", "negative", *KNOBS)
 class Job:
     """One asset to make."""
 
-    prompt: str
-    seed: int = 0
-    steps: int | None = None
+    prompt: Text
+    seed: Seed = 0
+    steps: Count | None = None
     """In place of the recipe's."""
-    negative: str | None = None
+    negative: Text | None = None
     """In place of the recipe's."""
     knobs: Mapping[str, Values] = field(default_factory=dict)
     """In place of the recipe's, by the names of `KnobValues`."""

@@ -8,7 +8,9 @@ import dataclasses
 import runpy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from jax3d.bounds import Range, Text
 from jax3d.fields.mlp import MlpConfig
 from jax3d.fields.triplane import TriplaneConfig
 from jax3d.guidance.csd import CSDConfig
@@ -31,11 +33,11 @@ from jax3d.types import Condition, Prompt
 class Pictures:
     """What is shown of a finished asset."""
 
-    size: int = 128
+    size: Annotated[int, Range(8, 4096)] = 128
     """Side of the eight views and of the turntable, pixels."""
-    frames: int = 24
+    frames: Annotated[int, Range(0, 10_000)] = 24
     """Frames of the turntable; 0 makes none."""
-    elevation: float = 15.0
+    elevation: Annotated[float, Range(-90, 90)] = 15.0
     """Degrees."""
 
 
@@ -51,7 +53,7 @@ class Recipe:
     """How the critic's opinion becomes a gradient. The embedded critic is told the camera itself,
     so the prompt needs no view words."""
     knobs: KnobValues = dataclasses.field(default_factory=KnobValues)
-    negative: str = ""
+    negative: Text = ""
     """Negative prompt, in place of the unconditional one; NFSD compares with it instead."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     pictures: Pictures = dataclasses.field(default_factory=Pictures)

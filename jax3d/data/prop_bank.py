@@ -9,13 +9,14 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from jax3d.bounds import Count, Range, Seed
 from jax3d.data import props
 from jax3d.types import Camera, Key
 
@@ -24,14 +25,14 @@ from jax3d.types import Camera, Key
 class BankConfig:
     """Which renders a bank holds."""
 
-    images: int
+    images: Count
     """One object and one camera an image; the classes take turns."""
-    seed: int
+    seed: Seed
     front_heavy: bool = False
     """Cameras as photographs have them instead of uniform orbits."""
     held_out: bool = False
     """Only the held-out combinations, instead of only the training ones."""
-    size: int = 64
+    size: Annotated[int, Range(8, 4096)] = 64
     """Side of the square images, pixels."""
 
 

@@ -6,7 +6,7 @@ grid, so no total variation. Letters: n points.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from jax3d import camera as cameras
 from jax3d import interp
+from jax3d.bounds import Count, Natural, NonNegative, Positive, Range
 from jax3d.fields.base import Representation
 from jax3d.math import normalize
 from jax3d.render import volume
@@ -24,19 +25,19 @@ from jax3d.types import Camera, Key, Look, Params, Render
 class MlpConfig:
     """Sizes and code paths of the network."""
 
-    frequencies: int = 5
-    hidden: int = 64
-    blocks: int = 2
+    frequencies: Annotated[int, Range(0, 32)] = 5
+    hidden: Count = 64
+    blocks: Natural = 2
     """Residual layers after the first."""
-    bound: float = 1.0
+    bound: Positive = 1.0
     """Radius of the ball rendered, metres."""
-    blob_density: float = 10.0
+    blob_density: NonNegative = 10.0
     """Bias `blob_density * (1 - |x| / blob_radius)` of the raw density."""
-    blob_radius: float = 0.5
+    blob_radius: Positive = 0.5
     normals: Literal["none", "analytic"] = "none"
-    coarse: int = 32
-    samples: int = 32
-    tile: int = 4096
+    coarse: Natural = 32
+    samples: Count = 32
+    tile: Count = 4096
 
     def build(self) -> Representation:
         """The representation."""

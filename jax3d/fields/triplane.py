@@ -13,7 +13,7 @@ resolution, c channels, g lattice points per axis.
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from jax3d import camera as cameras
 from jax3d import interp
+from jax3d.bounds import Count, Natural, NonNegative, Positive, Range, Share
 from jax3d.fields import planes
 from jax3d.fields.base import Representation
 from jax3d.math import normalize
@@ -35,34 +36,34 @@ Normals = Literal["none", "predicted", "finite-difference", "analytic"]
 class TriplaneConfig:
     """Sizes and code paths of a triplane."""
 
-    resolution: int = 64
-    channels: int = 16
+    resolution: Annotated[int, Range(2, 4096)] = 64
+    channels: Count = 16
     """Of each plane; the three are concatenated."""
-    levels: int = 3
+    levels: Annotated[int, Range(1, 12)] = 3
     """Of the pyramid: resolution, resolution / 2, ..."""
-    hidden: int = 32
-    layers: int = 2
+    hidden: Count = 32
+    layers: Count = 2
     """Hidden layers of the network."""
-    bound: float = 1.0
+    bound: Positive = 1.0
     """Half side of the cube that the planes span and radius of the ball rendered, metres."""
-    blob_density: float = 10.0
+    blob_density: NonNegative = 10.0
     """Bias `blob_density * (1 - |x| / blob_radius)` of the raw density: training starts from a
     ball (threestudio)."""
-    blob_radius: float = 0.5
+    blob_radius: Positive = 0.5
     normals: Normals = "none"
     """Where normals come from; lit looks need some. `predicted` is an extra head, free and not
     tied to the density; `finite-difference` costs three densities, `analytic` a gradient."""
-    coarse: int = 0
+    coarse: Natural = 0
     """Bins of the histogram that places the samples; 0 places them evenly."""
-    samples: int = 64
+    samples: Count = 64
     """Along each ray."""
-    lattice: int = 32
+    lattice: Natural = 32
     """Points per axis at which the density is looked up before each render to skip empty and
     hidden samples; 0 skips nothing."""
-    cull: float = 3e-4
+    cull: Share = 3e-4
     """Samples of less opacity than this, or seen by less of their ray, are skipped; smaller is
     slower and more exact."""
-    tile: int = 16384
+    tile: Count = 16384
     """Rays at a time, to bound the memory of large images."""
     plan: Plan | None = None
     """Code path of the renderer; `None` takes that of the backend."""
@@ -75,6 +76,14 @@ class TriplaneConfig:
     def build(self) -> Representation:
         """The representation."""
         return triplane(self)
+
+    def mistake(self) -> str | None:
+        """What does not fit together, for `bounds.check`."""
+        if self.resolution >> (self.levels - 1) < 1:
+            return f"levels is {self.levels}; {self.resolution} texels cannot be halved so often"
+        if self.lattice == 1:
+            return "lattice is 1; expected 0 (none) or a whole number from 2 on"
+        return None
 
 
 def triplane(config: TriplaneConfig | None = None) -> Representation:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from jax import lax
 
+from jax3d.bounds import NonNegative
 from jax3d.diffusion import noise_level
 from jax3d.guidance import score
 from jax3d.guidance.base import Guidance
@@ -16,7 +17,7 @@ class HiFAConfig:
     """SDS in z and in pixels."""
 
     score: ScoreConfig = field(default_factory=ScoreConfig)
-    lambda_image: float = 0.01
+    lambda_image: NonNegative = 0.01
     """Weight of the residual in pixels."""
 
     def build(self, critic: Critic) -> Guidance:

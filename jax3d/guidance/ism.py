@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jax3d.bounds import Count, Share
 from jax3d.diffusion import cfg
 from jax3d.guidance import score
 from jax3d.guidance.base import Guidance
@@ -23,9 +24,9 @@ class ISMConfig:
     """Interval score matching."""
 
     score: ScoreConfig = field(default_factory=ScoreConfig)
-    interval: float = 0.05
+    interval: Share = 0.05
     """t - s, as a fraction of the schedule."""
-    inversion_steps: int = 3
+    inversion_steps: Count = 3
     """Calls of the critic on the way from z to s."""
 
     def build(self, critic: Critic) -> Guidance:

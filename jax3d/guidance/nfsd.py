@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import jax.numpy as jnp
 
+from jax3d.bounds import Share
 from jax3d.guidance import score
 from jax3d.guidance.base import Guidance
 from jax3d.guidance.score import ScoreConfig
@@ -15,7 +16,7 @@ class NFSDConfig:
     """Noise-free score distillation."""
 
     score: ScoreConfig = field(default_factory=ScoreConfig)
-    small_t: float = 0.2
+    small_t: Share = 0.2
     """Fraction of the schedule below which the null estimate is free of noise by itself."""
 
     def build(self, critic: Critic) -> Guidance:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jax3d.bounds import Share
 from jax3d.diffusion import cfg, noise_level, q_sample, rescale
 from jax3d.guidance import perp_neg
 from jax3d.knobs import Knobs
@@ -41,7 +42,7 @@ class ScoreConfig:
     """One timestep for all views; multi-view critics need it."""
     shared_noise: bool = False
     """One noise image for all views."""
-    rescale: float = 0.0
+    rescale: Share = 0.0
     """Share of the rescaling of x0 to its spread without guidance, over the views that the critic
     looks at together (MVDream takes 0.5)."""
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jax import lax
 
+from jax3d.bounds import Count, NonNegative, Share
 from jax3d.diffusion import cfg
 from jax3d.guidance import score
 from jax3d.guidance.base import Guidance
@@ -29,11 +30,11 @@ class VSDConfig:
     """Variational score distillation."""
 
     score: ScoreConfig = field(default_factory=ScoreConfig)
-    second_scale: float = 1.0
+    second_scale: NonNegative = 1.0
     """Guidance of the second critic by the camera; 1 asks it once."""
-    p_untold: float = 0.1
+    p_untold: Share = 0.1
     """Chance that the second critic learns from a view without its camera."""
-    rank: int = 4
+    rank: Count = 4
     """Of the changes of matrices that `lora` makes."""
     pattern: str = r"'unet'.*'(to_\w+|qkv|words|out)'"
     """Which matrices, by their paths: those of all attention layers."""
@@ -48,6 +49,14 @@ class VSDConfig:
             camera_weights=camera_weights(critic.params),
         )
         return vsd(critic.prior, second, self)
+
+    def mistake(self) -> str | None:
+        """What does not fit together, for `bounds.check`."""
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            return f"pattern is {self.pattern!r}; expected a regular expression ({error})"
+        return None
 
 
 class SecondCritic(NamedTuple):

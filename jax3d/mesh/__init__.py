@@ -5,7 +5,9 @@ The stages, one a file: `extract` (marching cubes), `simplify`, `unwrap`, `bake`
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from jax3d.bounds import Count, Positive, Range, Share
 from jax3d.mesh.bake import bake
 from jax3d.mesh.compare import Likeness, compare
 from jax3d.mesh.export import load_glb, write_glb, write_obj, write_ply
@@ -45,17 +47,17 @@ __all__ = [
 class MeshConfig:
     """How finely a field is meshed."""
 
-    resolution: int = 128
+    resolution: Annotated[int, Range(8, 2048)] = 128
     """Grid points along an axis; time and memory grow with the cube."""
-    level: float | None = None
+    level: Positive | None = None
     """Density of the surface, 1/metre; `None` finds the one that keeps the renders' outline."""
-    min_area: float = 0.01
+    min_area: Share = 0.01
     """Loose parts are dropped below this fraction of the largest part's area."""
-    faces: int = 6000
+    faces: Annotated[int, Range(4, 2**31 - 1)] = 6000
     """Face budget; unwrapping takes 0.6 s at 5,000 faces and grows faster than they do."""
-    texture: int = 512
+    texture: Annotated[int, Range(8, 16384)] = 512
     """Side of the square texture, pixels."""
-    chunk: int = 1 << 16
+    chunk: Count = 1 << 16
     """Points per call of the field."""
 
 

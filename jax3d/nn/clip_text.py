@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax3d import weights
+from jax3d.bounds import Count, Natural, Positive
 from jax3d.nn.layers import dense
 from jax3d.types import Params
 from jax3d.weights import Flat, find_weights, read_config, to_flax
@@ -40,16 +41,16 @@ class TextOutput(NamedTuple):
 class CLIPTextConfig:
     """A tower as its `config.json` describes it; `with_projection` adds the shared space."""
 
-    vocab_size: int = 49408
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    max_position_embeddings: int = 77
+    vocab_size: Count = 49408
+    hidden_size: Count = 768
+    intermediate_size: Count = 3072
+    num_hidden_layers: Count = 12
+    num_attention_heads: Count = 12
+    max_position_embeddings: Count = 77
     hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    eos_token_id: int = 2
-    projection_dim: int = 768
+    layer_norm_eps: Positive = 1e-5
+    eos_token_id: Natural = 2
+    projection_dim: Count = 768
     with_projection: bool = False
     dtype: Any = jnp.float32
 

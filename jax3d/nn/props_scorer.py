@@ -1,11 +1,13 @@
 """The scorer's network: a small image encoder and a small text encoder with a shared space."""
 
 import dataclasses
+from typing import Annotated
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jax3d.bounds import Count, Range
 from jax3d.nn.props_unet import WordTable
 
 
@@ -13,13 +15,13 @@ from jax3d.nn.props_unet import WordTable
 class ScorerConfig:
     """Sizes of the scorer's network."""
 
-    widths: tuple[int, ...] = (32, 64, 128, 192)
+    widths: tuple[Annotated[int, Range(8, 65536)], ...] = (32, 64, 128, 192)
     """Channels at strides 2, 4, 8 and 16."""
-    embedding: int = 128
+    embedding: Count = 128
     """Width of the shared space."""
-    azimuth_bins: int = 24
-    words: int = 64
-    word_width: int = 96
+    azimuth_bins: Count = 24
+    words: Count = 64
+    word_width: Count = 96
 
 
 class ImageEncoder(nn.Module):

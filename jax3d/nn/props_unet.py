@@ -8,30 +8,45 @@ coordinates) and as harmonics of the azimuth in the embedding that modulates eve
 
 import dataclasses
 import math
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jax3d.bounds import Count, Range
+
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
     """Sizes of the embedded critic's network."""
 
-    widths: tuple[int, ...] = (64, 128, 224)
+    widths: tuple[Annotated[int, Range(8, 65536)], ...] = (64, 128, 224)
     """Channels of each level; a level halves the side of the one before."""
-    blocks: tuple[int, ...] = (1, 2, 1)
+    blocks: tuple[Count, ...] = (1, 2, 1)
     """Residual blocks of each level, on the way down and again on the way up."""
     attention: tuple[bool, ...] = (False, True, True)
     """Levels whose blocks attend to their own grid and to the caption."""
-    heads: int = 4
-    embedding: int = 256
+    heads: Count = 4
+    embedding: Count = 256
     """Width of the vector that modulates the blocks."""
-    patch: int = 4
-    words: int = 64
+    patch: Annotated[int, Range(1, 64)] = 4
+    words: Count = 64
     """Rows of the word table; row 0 pads."""
-    word_width: int = 96
+    word_width: Count = 96
+
+    def mistake(self) -> str | None:
+        """What does not fit together, for `bounds.check`."""
+        if not len(self.widths) == len(self.blocks) == len(self.attention) > 0:
+            return "widths has another number of levels than blocks or attention"
+        for width, attends in zip(self.widths, self.attention, strict=True):
+            if width % 8 or (attends and width % self.heads):
+                return (
+                    f"widths holds {width}; expected multiples of 8 and, where a level attends, "
+                    f"of its {self.heads} heads"
+                )
+        return None
 
 
 class WordTable(nn.Module):

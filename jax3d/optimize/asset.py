@@ -10,7 +10,7 @@ a resume.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import optax
 from jaxtyping import Array
 
 from jax3d import camera
+from jax3d.bounds import INT32, RISING, Natural, NonNegative, Range, Share
 from jax3d.camera import CameraConfig
 from jax3d.fields.base import Representation
 from jax3d.guidance.base import Guidance, Shot, Term, scale_gradient
@@ -32,8 +33,8 @@ from jax3d.types import AssetState, Camera, Key, Look, Params
 class StageConfig(NamedTuple):
     """Consecutive steps at one resolution; one compilation each."""
 
-    steps: int
-    size: int
+    steps: Natural
+    size: Annotated[int, Range(1, 4096)]
     """Side of the renders, pixels."""
 
 
@@ -42,22 +43,34 @@ class AssetConfig:
     """What fixes the shapes and code path of an optimisation; numbers to sweep are `Knobs`."""
 
     camera: CameraConfig = field(default_factory=CameraConfig)
-    views: int = 4
+    views: Annotated[int, Range(1, 4096)] = 4
     """Views rendered a step."""
     stages: tuple[StageConfig, ...] = (StageConfig(200, 32), StageConfig(80, 64))
-    rate: float = 0.01
+    rate: NonNegative = 0.01
     """Learning rate of Adam."""
-    rates: tuple[tuple[str, float], ...] = ()
+    rates: tuple[tuple[str, NonNegative], ...] = ()
     """Learning rates of single groups, by the top-level names of the parameters. What a guidance
     trains beside the asset goes by the name "guidance"."""
-    p_grey: float = 0.5
+    p_grey: Share = 0.5
     """Chance that a view gets a background of random grey instead of the knobs'."""
-    grey: tuple[float, float] = (0.25, 1.0)
+    grey: Annotated[tuple[Share, Share], RISING] = (0.25, 1.0)
     """Range of that grey; the embedded critic has seen no darker ground."""
-    p_textureless: float = 0.5
+    p_textureless: Share = 0.5
     """Chance that a lit view is white, so that its shape alone is judged."""
-    ambient: float = 0.1
+    ambient: Share = 0.1
     """Share of the ambient light in lit views."""
+
+    def mistake(self) -> str | None:
+        """What does not fit together, for `bounds.check`."""
+        steps = sum(stage.steps for stage in self.stages)
+        if not 1 <= steps <= INT32:
+            return f"stages take {steps} steps in all; expected from 1 to {INT32}"
+        if self.views % self.camera.group:
+            return (
+                f"views is {self.views}; cameras in groups of {self.camera.group} "
+                "(camera.group) take a multiple of that"
+            )
+        return None
 
 
 class Optimizer(NamedTuple):

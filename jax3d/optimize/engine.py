@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jax3d.bounds import Count, Natural, NonNegative, Share
 from jax3d.optimize import parallel
 from jax3d.optimize.checkpoint import Checkpoints
 from jax3d.optimize.parallel import Over, Slot
@@ -46,26 +47,26 @@ class EngineConfig:
     """How the engine runs. Only `patience` and `tolerance` change what an asset becomes, save for
     the rounding that `over` tells of."""
 
-    slots: int | None = None
+    slots: Count | None = None
     """Assets in a program at once; None takes as many as the devices' memory holds."""
     over: Over | None = None
     """How a device takes its assets. One by one ("map"), an asset is the same to the last bit in
     any company; as a batch ("vmap"), its sums are rounded by the size of the batch. None: "map" on
     a CPU, "vmap" elsewhere, which are the faster ones."""
-    block: int = 20
+    block: Count = 20
     """Steps between two looks at the numbers."""
-    checkpoint_every: int = 25
+    checkpoint_every: Count = 25
     """Blocks between two checkpoints."""
-    checkpoint_minutes: float = 5.0
+    checkpoint_minutes: NonNegative = 5.0
     """Minutes between two checkpoints, where so many blocks take longer."""
-    keep: int = 2
+    keep: Count = 2
     """Checkpoints kept."""
-    writers: int | None = None
+    writers: Count | None = None
     """Threads of the host that finish assets while the devices go on; None: one a core, up to 8."""
-    patience: int = 0
+    patience: Natural = 0
     """Stops an asset when the metric that its stage watches, averaged over a block, has not fallen
     for so many blocks; 0 never does."""
-    tolerance: float = 0.01
+    tolerance: Share = 0.01
     """Share by which the metric must fall to count as falling."""
 
 

@@ -34,6 +34,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jax3d import interp, stepfun
+from jax3d.bounds import Count
 from jax3d.types import Params, Rays
 
 
@@ -44,7 +45,7 @@ class Plan:
     fold: bool
     """Apply the network's first layer to the table before the lookup, which is linear too. Saves
     arithmetic at the samples and widens the rows: right where arithmetic is the limit."""
-    chunk: int
+    chunk: Count
     """Samples in flight."""
     dtype: str | None
     """Of the table's rows; `None` is that of the parameters."""

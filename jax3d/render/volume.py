@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax3d import stepfun
+from jax3d.bounds import Count, Natural, Positive, Share
 from jax3d.render import shading, sparse
 from jax3d.types import Key, Look, Params, Rays, Render
 
@@ -39,20 +40,20 @@ class VolumeConfig:
 
     shape: Literal["sphere", "box"] = "sphere"
     """What bounds the field: a ball of radius `bound` or a cube of half side `bound`."""
-    bound: float = 1.0
+    bound: Positive = 1.0
     """Metres."""
-    coarse: int = 0
+    coarse: Natural = 0
     """Bins of the histogram that places the samples; 0 places them evenly."""
-    samples: int = 64
+    samples: Count = 64
     """Samples per ray."""
-    tile: int = 16384
+    tile: Count = 16384
     """Rays at a time: bounds the memory of large images."""
     weights: bool = False
     """Return the compositing weights."""
-    cull: float = 3e-4
+    cull: Share = 3e-4
     """`render` leaves out samples that surely have less opacity than this or are seen by less of
     their ray, and gives no gradient to those that turn out so."""
-    chunk: int = 1024
+    chunk: Count = 1024
     """Samples that `render` has in flight."""
 
 

@@ -9,7 +9,7 @@ over the last part, so a run can be prolonged from any checkpoint before its dec
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from flax import struct
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jax3d import diffusion, weights
+from jax3d.bounds import Count, Natural, NonNegative, Positive, Range, Seed, Share
 from jax3d.data import prop_bank, props
 from jax3d.data.prop_bank import BankConfig
 from jax3d.nn.props_unet import UNetConfig
@@ -35,28 +36,34 @@ class PriorTraining:
     photographs: BankConfig = dataclasses.field(
         default_factory=lambda: BankConfig(12_000, seed=2, front_heavy=True)
     )
-    steps: int = 7800
-    batch: int = 32
-    photograph_share: float = 0.0625
-    lr: float = 1e-3
-    warmup: int = 200
-    decay: float = 0.25
+    steps: Count = 7800
+    batch: Count = 32
+    photograph_share: Share = 0.0625
+    lr: NonNegative = 1e-3
+    warmup: Natural = 200
+    decay: Share = 0.25
     """Share of the steps, at the end, over which the rate falls to zero."""
-    ema: float = 0.998
-    time_power: float = 0.3
+    ema: Annotated[float, Range(0, below=1)] = 0.998
+    time_power: Positive = 0.3
     """Timesteps are T u^time_power for uniform u: below 1 it favours noisy ones, where shape and
     view are decided."""
-    drop_text: float = 0.12
-    tell_camera: float = 0.85
+    drop_text: Share = 0.12
+    tell_camera: Share = 0.85
     """Share of turntable views whose camera is told; the others are told a view word."""
-    tell_both: float = 0.3
+    tell_both: Share = 0.3
     """Share of views with a camera that are told the view word as well."""
-    short_captions: float = 0.2
+    short_captions: Share = 0.2
     """Share of captions that leave something out."""
     start_from: Path | None = None
     """Weights to begin with, such as the shipped ones, under a fresh optimiser."""
-    seed: int = 0
-    save_every: int = 500
+    seed: Seed = 0
+    save_every: Count = 500
+
+    def mistake(self) -> str | None:
+        """What does not fit together, for `bounds.check`."""
+        if self.warmup > self.steps - int(self.decay * self.steps):
+            return f"warmup is {self.warmup}; it must end before the decay begins"
+        return None
 
 
 @struct.dataclass

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from jax3d import weights
+from jax3d.bounds import Count, NonNegative, Seed, Share
 from jax3d.data import prop_bank, prop_shapes, props
 from jax3d.metrics import scorer
 from jax3d.nn.props_scorer import Scorer, ScorerConfig
@@ -34,11 +35,11 @@ class ScorerTraining:
         default_factory=lambda: prop_bank.BankConfig(2_400, seed=12, held_out=True)
     )
     """Ground truth of its report card: objects, combinations and cameras it never saw."""
-    steps: int = 2400
-    batch: int = 64
-    lr: float = 1e-3
-    short_captions: float = 0.4
-    seed: int = 7
+    steps: Count = 2400
+    batch: Count = 64
+    lr: NonNegative = 1e-3
+    short_captions: Share = 0.4
+    seed: Seed = 7
 
 
 def make(config: ScorerTraining):
