@@ -2,81 +2,139 @@
 
 `ledger.csv` is written from the `asset.json` of the finished assets, so it can be made again at
 any time and from any number of processes, and it never holds what is not on disk.
+
+Spreadsheets run cells that begin with `=`, `+`, `-` or `@`, also behind white space, so a text that
+does so, or begins with a tab or a line break, has an apostrophe in front, and so has a text that
+begins with one; `text_of` takes it away again. Plain numbers are left as they are. What a record
+does not know, or has as null, is an empty cell.
 """
 
 import csv
 import io
 import json
+import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
 from etils import epath
 
 FIRST = ("index", "prompt", "seed", "steps", "status", "best")
 LAST = ("device_seconds", "finish_seconds", "model_flops", "path", "error")
 
+_RUN = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
+"""What begins a formula, in the wide forms of East Asian keyboards too."""
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", re.ASCII)
+
 
 def row(folder: str, record: Mapping) -> dict:
     """The ledger's row of an asset, from its `asset.json`."""
-    return {
-        "index": record["index"],
-        "prompt": record["prompt"],
-        "seed": record["seed"],
-        "steps": record["steps"],
-        "status": record["status"],
-        "best": record.get("best", ""),
-        **{name: " ".join(f"{x:g}" for x in values) for name, values in record["knobs"].items()},
-        **record["metrics"],
-        "device_seconds": record["seconds"]["optimize"],
-        "finish_seconds": record["seconds"]["finish"],
-        "model_flops": record["model_flops"],
+    seconds = record.get("seconds") or {}
+    known = {
+        **{name: record.get(name) for name in FIRST},
+        **{name: _ramp(values) for name, values in (record.get("knobs") or {}).items()},
+        **(record.get("metrics") or {}),
+        "device_seconds": seconds.get("optimize"),
+        "finish_seconds": seconds.get("finish"),
+        "model_flops": record.get("model_flops"),
         "path": folder,
-        "error": record.get("error", ""),
+        "error": _errors(record),
     }
+    return {name: "" if value is None else value for name, value in known.items()}
+
+
+def _ramp(values: Sequence[float | None]) -> str:
+    return " ".join("nan" if x is None else f"{x:g}" for x in values)
+
+
+def _errors(record: Mapping) -> str:
+    """What went wrong, in a line: of the whole asset, or part by part."""
+    parts = [f"{part}: {told}" for part, told in (record.get("errors") or {}).items()]
+    told = [record["error"]] if record.get("error") else parts
+    return " ".join("; ".join(told).split())
 
 
 def write(out: epath.PathLike, rows: Sequence[Mapping]) -> epath.Path:
     """Writes `ledger.csv`, rows by index; what varies from row to row has a column of its own."""
-    rows = sorted(rows, key=lambda row: row["index"])
+    rows = sorted(rows, key=_place)
     middle = dict.fromkeys(
         name for row in rows for name in row if name not in FIRST and name not in LAST
     )
+    columns = [*FIRST, *middle, *LAST]
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, [*FIRST, *middle, *LAST], restval="")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text)
+    writer.writerow(map(_cell, columns))
+    writer.writerows([_cell(row.get(name, "")) for name in columns] for row in rows)
     path = epath.Path(out) / "ledger.csv"
     fresh = path.with_name("ledger.csv.new")
-    fresh.write_text(text.getvalue(), encoding="utf-8")
+    fresh.write_bytes(text.getvalue().encode("utf-8", "backslashreplace"))
     fresh.replace(path)
     return path
 
 
+def _place(row: Mapping) -> tuple[int | float, str]:
+    index = row.get("index")
+    return (index if isinstance(index, int) else math.inf, str(row.get("path")))
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str) or _NUMBER.fullmatch(value):
+        return value
+    runs = value.startswith(("'", "\t", "\r", "\n")) or value.lstrip().startswith(_RUN)
+    return f"'{value}" if runs else value
+
+
+def text_of(cell: str) -> str:
+    """The text that a cell of the ledger stands for."""
+    return cell.removeprefix("'")
+
+
 def records(out: epath.PathLike, folders: Iterable[str]) -> dict[str, dict]:
-    """The `asset.json` of those folders that have one, by folder."""
+    """The `asset.json` of those folders that have one, by folder.
+
+    Raises `ValueError` for one that is no record; the message names the file.
+    """
     found = {}
     for folder in folders:
         path = epath.Path(out) / folder / "asset.json"
-        if path.exists():
-            found[folder] = json.loads(path.read_text(encoding="utf-8"))
+        if not path.exists():
+            continue
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is truncated or no JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise ValueError(f"{path} is no record of an asset: expected an object")
+        found[folder] = record
     return found
 
 
 def summary(rows: Sequence[Mapping], dollars_per_hour: float | None = None) -> str:
-    """What a sweep cost, in a line: assets by status, device time and FLOPs of an asset."""
+    """What a sweep made and cost, in a line: assets by status and with errors, time and FLOPs.
+
+    Means are over the rows that know the number.
+    """
     if not rows:
         return "0 assets"
-    counts: dict[str, int] = {}
-    for one in rows:
-        counts[one["status"]] = counts.get(one["status"], 0) + 1
-    seconds = float(np.mean([one["device_seconds"] for one in rows]))
-    flops = float(np.mean([one["model_flops"] for one in rows]))
-    finish = float(np.mean([one["finish_seconds"] for one in rows]))
-    kinds = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
-    text = (
-        f"{len(rows)} assets ({kinds}); an asset: {seconds:.2f} device-seconds, "
-        f"{flops:.3g} model FLOPs, {finish:.2f} s to finish on the host"
-    )
-    if dollars_per_hour is not None:
-        text += f", {seconds / 3600 * dollars_per_hour:.4f} dollars"
-    return text
+    counts = Counter(row.get("status") or "unknown" for row in rows)
+    kinds = [f"{n} {status}" for status, n in sorted(counts.items())]
+    if errors := sum(bool(row.get("error")) for row in rows):
+        kinds.append(f"{errors} with an error")
+    told = []
+    if (seconds := _mean(rows, "device_seconds")) is not None:
+        told.append(f"{seconds:.2f} device-seconds")
+    if (flops := _mean(rows, "model_flops")) is not None:
+        told.append(f"{flops:.3g} model FLOPs")
+    if (finish := _mean(rows, "finish_seconds")) is not None:
+        told.append(f"{finish:.2f} s to finish on the host")
+    if seconds is not None and dollars_per_hour is not None:
+        told.append(f"{seconds / 3600 * dollars_per_hour:.4f} dollars")
+    text = f"{len(rows)} assets ({', '.join(kinds)})"
+    return f"{text}; an asset: {', '.join(told)}" if told else text
+
+
+def _mean(rows: Sequence[Mapping], name: str) -> float | None:
+    known = [row.get(name) for row in rows]
+    known = [x for x in known if isinstance(x, int | float) and math.isfinite(x)]
+    return sum(known) / len(known) if known else None
