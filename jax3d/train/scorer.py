@@ -7,7 +7,6 @@ the scorer has to judge renders of optimised assets too.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jax3d import weights
+from jax3d import strict_json, weights
 from jax3d.bounds import Count, NonNegative, Seed, Share
 from jax3d.data import prop_bank, prop_shapes, props
 from jax3d.metrics import scorer
@@ -147,5 +146,5 @@ def train(config: ScorerTraining, folder: Path, report: Callable[[str], None] = 
     weights.save_safetensors(state[0], path, dtype=np.float16)
     card = evaluate(state[0], held_out)
     report(str(card))
-    path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
+    path.with_suffix(".json").write_text(strict_json.dumps(card) + "\n")
     return path
