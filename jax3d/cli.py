@@ -231,7 +231,8 @@ def run_generate(command: Generate) -> None:
     if command.candidates < 1:
         raise ValueError(f"candidates is {command.candidates}; an asset takes 1 or more")
     prompts = [p for p in command.prompts for _ in range(command.candidates)]
-    jobs = [Job(prompt, command.seed + k) for k, prompt in enumerate(prompts)]
+    seeds = manifest.seeds(command.seed, len(prompts))
+    jobs = [Job(*each) for each in zip(prompts, seeds, strict=True)]
     _split_cpu(command.cpu_devices, len(jobs))
     _make(command, jobs, candidates=command.candidates)
 
