@@ -15,6 +15,8 @@ from imageio_ffmpeg import get_ffmpeg_exe
 from jaxtyping import Float, UInt8
 from skimage.transform import resize as _resample
 
+from jax3d.files import whole
+
 Host = np.ndarray | jax.Array
 """Arrays that NumPy can read."""
 
@@ -36,8 +38,9 @@ def read_image(path: str | os.PathLike) -> Float[np.ndarray, "H W 3"]:
 
 
 def write_png(path: str | os.PathLike, rgb: Float[Host, "H W 3"]) -> None:
-    """Write with 8 bits a channel."""
-    iio.imwrite(path, to_uint8(rgb), extension=".png")
+    """Write with 8 bits a channel; the file is there whole or not at all."""
+    with whole(path) as file:
+        file.write_bytes(iio.imwrite("<bytes>", to_uint8(rgb), extension=".png"))
 
 
 def resize(rgb: Float[Host, "H W c"], size: tuple[int, int]) -> Float[np.ndarray, "h w c"]:
@@ -80,14 +83,23 @@ def row(images: Float[Host, "n H W 3"], gap: int = 0) -> Float[np.ndarray, "H w 
 
 
 def write_video(path: str | os.PathLike, frames: Float[Host, "n H W 3"], fps: int = 24) -> None:
-    """Write `.mp4` (H.264, sides rounded up to even) or an endless `.gif`, by the suffix."""
+    """Write `.mp4` (H.264, sides rounded up to even) or an endless `.gif`, by the suffix.
+
+    The file is there whole or not at all. Raises `ValueError` for another suffix or no frames,
+    and `OSError` where the file cannot be written or there is no ffmpeg.
+    """
     frames = to_uint8(frames)
+    if not len(frames):
+        raise ValueError(f"{path}: a video needs at least one frame")
     match Path(path).suffix.lower():
         case ".gif":
-            iio.imwrite(path, frames, plugin="pillow", duration=1000 / fps, loop=0)
+            how = {"plugin": "pillow", "extension": ".gif", "duration": 1000 / fps, "loop": 0}
+            with whole(path) as file:
+                file.write_bytes(iio.imwrite("<bytes>", frames, **how))
         case ".mp4":
             even = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
-            _write_mp4(path, np.pad(frames, even, mode="edge"), fps)
+            with whole(path) as file:
+                _write_mp4(file, np.pad(frames, even, mode="edge"), fps)
         case suffix:
             raise ValueError(f"{path}: no video format is known for '{suffix}'; use .mp4 or .gif")
 
@@ -97,7 +109,11 @@ def _write_mp4(path, frames, fps):
     height, width = frames.shape[1:3]
     source = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {fps} -i -"
     target = "-c:v libx264 -crf 18 -pix_fmt yuv420p -movflags +faststart -loglevel error -y"
-    command = [get_ffmpeg_exe(), *source.split(), *target.split(), "-f", "mp4", str(path)]
+    try:
+        command = [get_ffmpeg_exe(), *source.split(), *target.split(), "-f", "mp4", f"file:{path}"]
+    except RuntimeError as error:
+        raise OSError("there is no ffmpeg: install imageio-ffmpeg with its binary") from error
     done = subprocess.run(command, input=frames.tobytes(), capture_output=True, check=False)
     if done.returncode:
-        raise OSError(f"{path} could not be written: {done.stderr.decode(errors='replace')}")
+        told = done.stderr.decode(errors="replace").strip()
+        raise OSError(told or f"ffmpeg ended with status {done.returncode}")
