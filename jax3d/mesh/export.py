@@ -1,8 +1,15 @@
 """Meshes on disk: GLB, OBJ and PLY, and GLB back again (trimesh).
 
-Files are in metres with +y up and the front towards +z, as glTF 2.0 (section 3.4) asks; the world
-has +z up and the front towards +x, so axes are permuted: file (x, y, z) = world (y, z, x). The
-same mesh gives the same bytes.
+One object in three files: metres, +y up and the front towards +z, as glTF 2.0 (section 3.4) asks
+and as OBJ and PLY, which fix no axes, are read by most. The world has +z up and the front towards
++x, so axes are permuted: file (x, y, z) = world (y, z, x).
+
+One look: an opaque surface of the texture's colours, sRGB, that is fully rough and no metal, since
+a texture made from pictures holds the highlights that these showed. glTF asks for vertex colours
+in linear light; in OBJ and PLY they are sRGB, as their readers take them.
+
+The same mesh gives the same bytes. A file is there whole or not at all; what cannot be written
+raises `OSError`.
 """
 
 import os
@@ -14,36 +21,59 @@ from PIL import Image
 from trimesh.visual import ColorVisuals, TextureVisuals
 from trimesh.visual.material import PBRMaterial, SimpleMaterial
 
-from jax3d.image import linear_to_srgb, srgb_to_linear, to_uint8
+from jax3d.files import whole
+from jax3d.image import linear_to_srgb, srgb_to_linear, to_uint8, write_png
 from jax3d.render.raster import sample_texture, vertex_normals
 from jax3d.types import Mesh
 
-ROUGHNESS = 0.9
-"""Of the PBR material: near matt, since the texture holds no highlights to take their place."""
+_MATERIAL = {"metallicFactor": 0.0, "roughnessFactor": 1.0, "name": "surface"}
+
+_MTL = """newmtl surface
+Ka 1 1 1
+Kd 1 1 1
+Ks 0 0 0
+Ns 0
+d 1
+illum 1
+Pr 1
+Pm 0
+"""
+"""The same for OBJ: what the texture says, matt; the last two are its PBR extension."""
 
 _TO_FILE = [1, 2, 0]
 _TO_WORLD = [2, 0, 1]
 
+_COLOR = "_COLOR"
+"""Name of the colours while trimesh has them as an attribute that it does not know."""
+
 
 def write_glb(path: str | os.PathLike, mesh: Mesh) -> None:
     """Write binary glTF 2.0 with normals and a PBR material; the texture (PNG) lies inside."""
-    Path(path).write_bytes(glb_bytes(mesh))
+    with whole(path) as file:
+        file.write_bytes(glb_bytes(mesh))
 
 
 def glb_bytes(mesh: Mesh) -> bytes:
     """The content of a GLB file."""
-    material = {"metallicFactor": 0.0, "roughnessFactor": ROUGHNESS, "name": "surface"}
+    attributes, material = {}, dict(_MATERIAL)
     if mesh.texture is not None:
         material["baseColorTexture"] = Image.fromarray(to_uint8(mesh.texture))
-        visual = TextureVisuals(uv=mesh.uvs, material=PBRMaterial(**material))
     elif mesh.colors is not None:
-        # Vertex colours of glTF are linear; its textures are sRGB.
-        visual = ColorVisuals(vertex_colors=_with_alpha(srgb_to_linear(mesh.colors)))
-    else:
-        visual = TextureVisuals(material=PBRMaterial(**material))
+        attributes[_COLOR] = srgb_to_linear(mesh.colors).astype(np.float32)
+    visual = TextureVisuals(uv=mesh.uvs, material=PBRMaterial(**material))
     scene = trimesh.Scene()
-    scene.add_geometry(_to_trimesh(mesh, visual), node_name="asset", geom_name="asset")
-    return trimesh.exchange.gltf.export_glb(scene, include_normals=True)
+    part = _to_trimesh(mesh, visual, attributes)
+    scene.add_geometry(part, node_name="asset", geom_name="asset")
+    return trimesh.exchange.gltf.export_glb(
+        scene, include_normals=True, tree_postprocessor=_name_colors
+    )
+
+
+def _name_colors(tree):
+    """trimesh would round vertex colours to 8 bits, too few for the dark end of linear light."""
+    attributes = tree["meshes"][0]["primitives"][0]["attributes"]
+    if _COLOR in attributes:
+        attributes["COLOR_0"] = attributes.pop(_COLOR)
 
 
 def load_glb(path: str | os.PathLike) -> Mesh:
@@ -68,40 +98,56 @@ def load_glb(path: str | os.PathLike) -> Mesh:
     if image is not None:
         texture = np.asarray(image.convert("RGB"), np.float32) / 255.0
         return mesh.replace(uvs=np.asarray(part.visual.uv, np.float32), texture=texture)
-    if part.visual.kind == "vertex":
-        linear = np.asarray(part.visual.vertex_colors, np.float32)[:, :3] / 255.0
-        return mesh.replace(colors=linear_to_srgb(linear))
-    return mesh
+    (geometry,) = scene.geometry.values()
+    linear = _linear_colors(geometry.visual)
+    return mesh if linear is None else mesh.replace(colors=linear_to_srgb(linear[:, :3]))
+
+
+def _linear_colors(visual):
+    """Vertex colours as they are stored, in [0, 1], or None."""
+    if visual.kind == "vertex":
+        return np.asarray(visual.vertex_colors, np.float32) / 255.0
+    colors = getattr(visual, "vertex_attributes", {}).get("color")
+    if colors is None or colors.dtype.kind == "f":
+        return colors
+    return colors.astype(np.float32) / np.iinfo(colors.dtype).max
 
 
 def write_obj(path: str | os.PathLike, mesh: Mesh) -> None:
-    """Write `NAME.obj`, and for a textured mesh `NAME.mtl` and `NAME.png` beside it."""
+    """Write `NAME.obj`, and for a textured mesh `NAME.mtl` and `NAME.png` beside it.
+
+    The OBJ comes last: where it is, so are the files that it names.
+    """
     path = Path(path)
-    if mesh.texture is None:
-        path.write_text(trimesh.exchange.obj.export_obj(_to_trimesh(mesh, _color_visual(mesh))))
-        return
-    material = SimpleMaterial(image=Image.fromarray(to_uint8(mesh.texture)), name=path.stem)
-    visual = TextureVisuals(uv=mesh.uvs, material=material)
-    text, files = trimesh.exchange.obj.export_obj(
-        _to_trimesh(mesh, visual), return_texture=True, mtl_name=f"{path.stem}.mtl"
+    visual, library = _color_visual(mesh), None
+    if mesh.texture is not None:
+        visual = TextureVisuals(uv=mesh.uvs, material=SimpleMaterial(name="surface"))
+        library = f"{path.stem}.mtl"
+        write_png(path.with_suffix(".png"), mesh.texture)
+        with whole(path.with_name(library)) as file:
+            file.write_text(f"{_MTL}map_Kd {path.stem}.png\n", encoding="utf-8")
+    text, _ = trimesh.exchange.obj.export_obj(
+        _to_trimesh(mesh, visual), return_texture=True, mtl_name=library, header=None
     )
-    path.write_text(text)
-    for name, content in files.items():
-        path.with_name(name).write_bytes(content)
+    with whole(path) as file:
+        file.write_text(text, encoding="utf-8")
 
 
 def write_ply(path: str | os.PathLike, mesh: Mesh) -> None:
     """Write binary PLY with a colour (sRGB) per vertex, taken from the texture if there is one."""
     if mesh.texture is not None:
         mesh = mesh.replace(colors=sample_texture(mesh.texture, mesh.uvs))
-    Path(path).write_bytes(trimesh.exchange.ply.export_ply(_to_trimesh(mesh, _color_visual(mesh))))
+    content = trimesh.exchange.ply.export_ply(_to_trimesh(mesh, _color_visual(mesh)))
+    with whole(path) as file:
+        file.write_bytes(content)
 
 
-def _to_trimesh(mesh, visual):
+def _to_trimesh(mesh, visual, attributes=None):
     return trimesh.Trimesh(
         vertices=mesh.vertices[:, _TO_FILE],
         faces=mesh.faces,
         vertex_normals=vertex_normals(mesh.vertices, mesh.faces)[:, _TO_FILE],
+        vertex_attributes=attributes,
         visual=visual,
         process=False,
     )
