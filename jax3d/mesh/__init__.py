@@ -1,13 +1,19 @@
-"""From a density field to a textured mesh on disk (host side).
+"""From a representation to a textured mesh on disk (host side).
 
 The stages, one a file: `extract` (marching cubes), `simplify`, `unwrap`, `bake`, `export`; and
 `compare`, which holds the result against renders of the field.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Annotated
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from jax3d.bounds import Count, Positive, Range, Share
+from jax3d.fields.base import Representation
 from jax3d.mesh.bake import bake
 from jax3d.mesh.compare import Likeness, compare
 from jax3d.mesh.export import load_glb, write_glb, write_obj, write_ply
@@ -21,7 +27,7 @@ from jax3d.mesh.extract import (
 )
 from jax3d.mesh.simplify import simplify
 from jax3d.mesh.unwrap import unwrap
-from jax3d.types import Mesh
+from jax3d.types import Mesh, Params
 
 __all__ = [
     "EmptyFieldError",
@@ -33,6 +39,7 @@ __all__ = [
     "drop_floaters",
     "extract_surface",
     "load_glb",
+    "of",
     "sample_density",
     "silhouette_level",
     "simplify",
@@ -41,6 +48,9 @@ __all__ = [
     "write_obj",
     "write_ply",
 ]
+
+_COARSEST = 8
+"""Points along an axis of the coarsest grid that is tried in place of the asked one."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +64,30 @@ class MeshConfig:
     min_area: Share = 0.01
     """Loose parts are dropped below this fraction of the largest part's area."""
     faces: Annotated[int, Range(4, 2**31 - 1)] = 6000
-    """Face budget; unwrapping takes 0.6 s at 5,000 faces and grows faster than they do."""
+    """Face budget; unwrapping takes 1 s at 5,000 faces and grows faster than they do."""
     texture: Annotated[int, Range(8, 16384)] = 512
     """Side of the square texture, pixels."""
-    chunk: Count = 1 << 16
+    chunk: Count = 1 << 14
     """Points per call of the field."""
+
+
+def of(representation: Representation, params: Params, config: MeshConfig) -> Mesh:
+    """One asset's mesh, metres in world axes: its own if it makes one, else that of its field.
+
+    A field's functions are compiled once for all its assets. Raises `ValueError` where there is
+    no surface (`build`), or where the representation is neither mesh nor coloured field.
+    """
+    if representation.mesh is not None:
+        return representation.mesh(params)
+    if representation.density is None or representation.color is None:
+        raise ValueError(
+            "the representation has no mesh of its own and no field to make one from: it needs "
+            "`mesh`, or `density` and `color`"
+        )
+    density, shade = _compiled(representation.density, representation.color)
+    params = jax.device_put(params)
+    bound = representation.bound
+    return _build(partial(density, params), partial(shade, params), bound, config)
 
 
 def build(density: Field, color: Field, bound: float, config: MeshConfig) -> Mesh:
@@ -66,12 +95,30 @@ def build(density: Field, color: Field, bound: float, config: MeshConfig) -> Mes
 
     `density(x[n, 3]) -> [n]` in 1/metre and `color(x[n, 3]) -> [n, 3]` in sRGB are always called
     with `config.chunk` points, so a jitted function of params and x, partially applied, compiles
-    once for all assets. Raises `EmptyFieldError` (a `ValueError`) where there is no surface.
+    once for all assets. Raises `EmptyFieldError` (a `ValueError`) where there is no surface, and
+    `ValueError` where it cannot be had within the config, whose field is named.
     """
-    mesh = _surface(density, bound, config)
-    mesh = unwrap(mesh, config.texture)
+
+    def shade(x):
+        return np.concatenate([np.asarray(density(x))[:, None], np.asarray(color(x))], axis=-1)
+
+    return _build(density, shade, bound, config)
+
+
+@lru_cache(maxsize=8)
+def _compiled(density, color):
+    """Density alone, and with the colour: the network that they share is then evaluated once."""
+
+    def shade(params, x):
+        return jnp.concatenate([density(params, x)[:, None], color(params, x)], axis=-1)
+
+    return jax.jit(density), jax.jit(shade)
+
+
+def _build(density, shade, bound, config):
+    mesh = unwrap(_surface(density, bound, config), config.texture)
     four_cells = 8 * bound / (config.resolution - 1)
-    return bake(mesh, density, color, config.texture, four_cells, config.chunk)
+    return bake(mesh, shade, config.texture, four_cells, config.chunk)
 
 
 def _surface(density: Field, bound: float, config: MeshConfig) -> Mesh:
@@ -80,12 +127,23 @@ def _surface(density: Field, bound: float, config: MeshConfig) -> Mesh:
     Fog frays into thousands of small sheets that no budget keeps closed: it is then seen on a
     coarser grid, where they are too small to appear.
     """
+    refusal = None
     for resolution in (config.resolution, config.resolution // 2, config.resolution // 4):
-        grid = sample_density(density, bound, resolution, config.chunk)
-        level = silhouette_level(grid, bound) if config.level is None else config.level
-        mesh = extract_surface(density, grid, level, bound, config.chunk)
+        if refusal is not None and resolution < _COARSEST:
+            break
         try:
-            return simplify(drop_floaters(mesh, config.min_area), config.faces)
+            mesh = _level_set(density, bound, resolution, config)
+        except EmptyFieldError as error:
+            raise refusal or error from None
+        mesh = drop_floaters(mesh, config.min_area)
+        try:
+            return simplify(mesh, config.faces)
         except ValueError as error:
-            refusal = error
+            refusal = refusal or error
     raise refusal
+
+
+def _level_set(density, bound, resolution, config):
+    grid = sample_density(density, bound, resolution, config.chunk)
+    level = silhouette_level(grid, bound) if config.level is None else config.level
+    return extract_surface(density, grid, level, bound, config.chunk)

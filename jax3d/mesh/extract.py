@@ -40,12 +40,14 @@ class EmptyFieldError(ValueError):
 
 
 def evaluate(
-    field: Field, x: Float[np.ndarray, "*n 3"], chunk: int = 1 << 16
+    field: Field, x: Float[np.ndarray, "*n 3"], chunk: int = 1 << 14
 ) -> Float[np.ndarray, "..."]:
     """`field(x)` in calls of `chunk` points each, so memory is bounded.
 
     The last call is padded: a jitted field compiles once.
     """
+    if chunk < 1:
+        raise ValueError(f"mesh.chunk is {chunk}; a call of the field takes at least 1 point")
     flat = np.asarray(x, np.float32).reshape(-1, 3)
     count = len(flat)
     flat = np.pad(flat, [(0, -count % chunk), (0, 0)])
@@ -55,31 +57,28 @@ def evaluate(
 
 
 def sample_density(
-    density: Field, bound: float, resolution: int, chunk: int = 1 << 16
+    density: Field, bound: float, resolution: int, chunk: int = 1 << 14
 ) -> Float[np.ndarray, "R R R"]:
     """Density, 1/metre, on a grid that spans the cube [-bound, bound]^3, indexed x, y, z.
 
-    The outermost layer is set to zero, so every surface closes inside the cube. Values that are
-    not finite raise `ValueError`.
+    The outermost layer is zero, so every surface closes inside the cube. Values that are not
+    finite raise `ValueError`, as does a resolution below 3, of which nothing would be left.
     """
-    axis = np.linspace(-bound, bound, resolution, dtype=np.float32)
-    plane = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1)
-    slabs = []
-    per_call = max(1, chunk // resolution**2)
-    for x in np.split(axis, range(per_call, resolution, per_call)):
-        points = np.empty((len(x), resolution, resolution, 3), np.float32)
-        points[..., 0] = x[:, None, None]
-        points[..., 1:] = plane
-        slabs.append(evaluate(density, points, chunk))
-    grid = np.concatenate(slabs)
-    if not np.isfinite(grid).all():
+    if resolution < 3:
+        raise ValueError(f"mesh.resolution is {resolution}; the grid needs 3 points along an axis")
+    axis = np.linspace(-bound, bound, resolution, dtype=np.float32)[1:-1]
+    shape = (resolution - 2,) * 3
+    values = np.empty(math.prod(shape), np.float32)
+    for begin in range(0, len(values), max(chunk, 1)):
+        index = np.arange(begin, min(begin + chunk, len(values)))
+        points = axis[np.stack(np.unravel_index(index, shape), axis=-1)]
+        values[index] = evaluate(density, points, chunk)
+    if not np.isfinite(values).all():
         raise ValueError(
-            f"the density is not finite at {np.sum(~np.isfinite(grid))} of {grid.size} points; "
+            f"the density is not finite at {np.sum(~np.isfinite(values))} of {len(values)} points; "
             "the optimisation has diverged: lower the learning rate or the guidance scale"
         )
-    inner = np.zeros_like(grid)
-    inner[1:-1, 1:-1, 1:-1] = grid[1:-1, 1:-1, 1:-1]
-    return inner
+    return np.pad(values.reshape(shape), 1)
 
 
 def silhouette_level(grid: Float[np.ndarray, "R R R"], bound: float) -> float:
@@ -96,7 +95,8 @@ def silhouette_level(grid: Float[np.ndarray, "R R R"], bound: float) -> float:
         raise EmptyFieldError(
             "the field is empty: no line through it is opaque (density between "
             f"{grid.min():.3g} and {grid.max():.3g} 1/m, greatest opacity {alpha.max():.2f}); "
-            "train longer, or lower the regularisers that make the object small or transparent"
+            "train longer, lower the regularisers that make the object small or transparent, or "
+            f"raise mesh.resolution ({len(grid)}) if it is thin"
         )
     return min(float(densest[order[error.argmin()]]), 0.5 * float(grid.max()))
 
@@ -106,7 +106,7 @@ def extract_surface(
     grid: Float[np.ndarray, "R R R"],
     level: float,
     bound: float,
-    chunk: int = 1 << 16,
+    chunk: int = 1 << 14,
 ) -> Mesh:
     """The level set `density = level` as a closed mesh with outward faces, metres.
 
@@ -116,7 +116,8 @@ def extract_surface(
     if not grid.min() < level < grid.max():
         raise EmptyFieldError(
             f"the field has no surface at level {level:.3g} 1/m: its density lies between "
-            f"{grid.min():.3g} and {grid.max():.3g} 1/m; ask for a level in between"
+            f"{grid.min():.3g} and {grid.max():.3g} 1/m; ask for a mesh.level in "
+            "between"
         )
     # Opacity of a step whose opacity is 1/2 at the level: it has the same level set, and does not
     # overflow where sigma spans many orders of magnitude.
@@ -131,8 +132,11 @@ def drop_floaters(mesh: Mesh, min_area: float = 0.01) -> Mesh:
     """Keep the parts whose area is at least `min_area` of the largest part's.
 
     A sphere of a tenth of the size has a hundredth of the area. Closed surfaces that face
-    inwards, the walls of hollows that no picture shows, are dropped as well.
+    inwards, the walls of hollows that no picture shows, are dropped as well. Raises `ValueError`
+    for a share outside [0, 1].
     """
+    if not 0.0 <= min_area <= 1.0:
+        raise ValueError(f"mesh.min_area is {min_area}; give a share of the largest part, 0 to 1")
     a, b, c = mesh.faces.T
     edges = (np.ones(2 * len(a), bool), (np.concatenate([a, b]), np.concatenate([b, c])))
     count = len(mesh.vertices)

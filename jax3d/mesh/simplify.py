@@ -5,7 +5,7 @@ import threading
 import fast_simplification
 import numpy as np
 
-from jax3d.mesh.extract import compact
+from jax3d.mesh.extract import compact, signed_volume
 from jax3d.types import Mesh
 
 _HASTE = (7, 5, 3, 6, 4, 8)
@@ -18,20 +18,25 @@ _ONE_AT_A_TIME = threading.Lock()
 def simplify(mesh: Mesh, faces: int) -> Mesh:
     """Collapse edges until at most `faces` are left; a mesh within the budget is returned as is.
 
-    A closed mesh stays closed: now and then a collapse pinches two sheets together, and another
-    order of collapses is tried. Raises `ValueError` where none of them keeps the mesh whole, as
-    for a budget too small for its shape. Colours and textures are not carried over.
+    A closed mesh stays closed and keeps a volume: now and then a collapse pinches two sheets
+    together, and another order of collapses is tried. Raises `ValueError` where none of them keeps
+    the mesh whole, as for a budget too small for its shape, or for a budget below 4. Colours and
+    textures are not carried over.
     """
+    if faces < 4:
+        raise ValueError(f"mesh.faces is {faces}; no closed surface has fewer than 4")
     if len(mesh.faces) <= faces:
         return mesh
     closed = is_closed(mesh)
     for haste in _HASTE:
         result = _collapse(mesh, faces, haste)
-        if 0 < len(result.faces) <= faces and (is_closed(result) or not closed):
+        if not 0 < len(result.faces) <= faces:
+            continue
+        if not closed or (is_closed(result) and signed_volume(result) > 0):
             return result
     raise ValueError(
         f"the mesh of {len(mesh.faces)} faces cannot be brought down to {faces} and stay closed; "
-        "ask for more faces, or a coarser grid"
+        "raise mesh.faces, or lower mesh.resolution"
     )
 
 
