@@ -7,23 +7,33 @@ tensors are plain functions from such a dict to such a dict (slicing a view read
 
 Readable: safetensors (one file, or shards behind an index), the zip pickles of torch (`.bin`,
 `.ckpt`, `.pt`; nothing in them is ever executed) and Flax msgpack.
+
+Files are not trusted: what they claim is held against their size, their types and the shapes of the
+network that their config describes before anything of the claimed size is allocated.
 """
 
 import collections
+import dataclasses
 import hashlib
+import io
 import json
+import math
 import mmap
 import os
 import pickle
+import pickletools
 import re
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import UnionType
+from typing import Any, NamedTuple, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import serialization, traverse_util
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jax3d.types import Params
@@ -56,6 +66,17 @@ _TORCH_STORAGES = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
+
+
+MOST_JSON = 1 << 25
+"""Bytes of a JSON file that is read; the largest of known checkpoints, a tokenizer, has 4 MB."""
+_MOST_PICKLE = 1 << 24
+"""Bytes of the pickle beside a checkpoint's storages; tens of thousands of tensors fit."""
+_MOST_TUPLES = 30_000
+_MOST = 1 << 20
+"""The greatest whole number that a config may hold: no width, vocabulary or count is as large."""
+_MOST_ENTRIES = 16
+"""The longest list that a config may hold: one number a level of the network."""
 
 
 class WeightsError(ValueError):
@@ -94,22 +115,115 @@ def find_weights(folder: str | Path, stem: str) -> Path:
     raise WeightsError(f"no weights in {folder}: looked for {', '.join(names)}")
 
 
+def read_json(path: str | Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+      WeightsError: the file is missing, larger than `MOST_JSON`, or not JSON.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing: is the checkpoint folder complete?")
+    if (size := path.stat().st_size) > MOST_JSON:
+        raise WeightsError(f"{path}: {size} bytes; a JSON file may have {MOST_JSON}")
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except RecursionError as error:
+        raise WeightsError(f"{path}: not JSON that can be read (nested too deeply)") from error
+    except ValueError as error:
+        raise WeightsError(f"{path}: not JSON ({error})") from error
+
+
 def read_config(path: str | Path) -> dict[str, Any]:
     """A network's JSON configuration.
 
     Raises:
       WeightsError: the file is missing or not a JSON object.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"{path} is missing: is the checkpoint folder complete?")
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{path}: not JSON ({error})") from error
+    config = read_json(path)
     if not isinstance(config, dict):
         raise WeightsError(f"{path}: holds a {type(config).__name__}, not a JSON object")
     return config
+
+
+def checked(config: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a config that have a kind here, lists as tuples.
+
+    Args:
+      config: as the JSON file has it.
+      kinds: types by name, in annotations' form: `int`, `float` (a whole number will do), `bool`,
+        `str`, `None`, `tuple[int, ...]` and unions of these.
+
+    Raises:
+      WeightsError: an entry is of another kind, not finite, negative
+        where whole, or absurdly large.
+    """
+    chosen = {}
+    for name, kind in kinds.items():
+        if name in config:
+            value = config[name]
+            value = tuple(value) if isinstance(value, list) else value
+            if not _is_of(value, kind):
+                wanted = kind.__name__ if isinstance(kind, type) else str(kind)
+                raise WeightsError(f"{name} = {shown(config[name])}: no {wanted} that can be meant")
+            chosen[name] = value
+    return chosen
+
+
+def checked_fields(config: Mapping[str, Any], cls: type, but: tuple[str, ...] = ()) -> dict:
+    """`checked` entries for the fields of a dataclass, without those named in `but`."""
+    return checked(config, {f.name: f.type for f in dataclasses.fields(cls) if f.name not in but})
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if isinstance(kind, UnionType):
+        return any(_is_of(value, one) for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        few = isinstance(value, tuple) and len(value) <= _MOST_ENTRIES
+        return few and all(_is_of(v, get_args(kind)[0]) for v in value)
+    if kind is int:
+        return type(value) is int and 0 <= value <= _MOST
+    if kind is float:
+        number = type(value) is float or (type(value) is int and abs(value) <= _MOST)
+        return number and math.isfinite(value)
+    return value is None if kind in (None, type(None)) else type(value) is kind
+
+
+def shown(value: Any) -> str:
+    """A value of a file for a message: one short line."""
+    try:
+        text = ascii(value)
+    except (RecursionError, ValueError):  # nested deeply, or an integer of thousands of digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def described(
+    path: str | Path, from_config: Callable[[dict], Any], abstract_params: Callable[[Any], Params]
+) -> tuple[Any, Params]:
+    """The network that a config file describes and the shapes of its weights; allocates nothing.
+
+    Args:
+      path: the config.
+      from_config: the network of a parsed config.
+      abstract_params: the shapes of a network's weights.
+
+    Raises:
+      WeightsError: the file is missing or no JSON, or no network can be built as it says.
+    """
+    config = read_config(path)
+    try:
+        network = from_config(config)
+        return network, abstract_params(network)
+    except Exception as error:  # flax and jax raise a dozen classes for sizes that clash
+        raise WeightsError(f"{path}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its class where it is none of ours."""
+    line = next(iter(str(error).splitlines()), "")
+    line = line if isinstance(error, WeightsError) else f"{type(error).__name__}: {line}"
+    return line if len(line) <= 300 else line[:297] + "..."
 
 
 def load(path: str | Path) -> Flat:
@@ -139,10 +253,10 @@ def load(path: str | Path) -> Flat:
 def load_safetensors(path: str | Path) -> Flat:
     """The tensors of one safetensors file, mapped and not read.
 
-    The format: a little-endian u64, so many bytes of JSON header, then the data
-    (https://github.com/huggingface/safetensors). The header is read here and not by the library
-    because the library copies each tensor while its mapped pages stay resident, which doubles
-    the peak memory of a load.
+    The library checks the header (its length, names, types, and that the tensors lie end to end
+    and fill the file: https://github.com/huggingface/safetensors); the arrays are views of a map of
+    our own, because the library copies each tensor while its mapped pages stay resident, which
+    doubles the peak memory of a load.
 
     Raises:
       WeightsError: missing, truncated or malformed file.
@@ -150,43 +264,43 @@ def load_safetensors(path: str | Path) -> Flat:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: no such weight file")
-    size = path.stat().st_size
-    if size < 8:
-        raise WeightsError(f"{path}: truncated ({size} bytes); fetch the file again")
-    data = np.memmap(path, np.uint8, "r")
-    start = 8 + int(data[:8].view("<u8")[0])
-    if start > size:
-        raise WeightsError(f"{path}: not a safetensors file, or a truncated one")
     try:
-        header = json.loads(data[8:start].tobytes())
-        header.pop("__metadata__", None)
-        entries = {
-            name: (_SAFETENSORS_DTYPES[entry["dtype"]], entry["shape"], *entry["data_offsets"])
-            for name, entry in header.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path}: malformed safetensors header ({error!r})") from error
+        with safe_open(path, "np") as file:
+            slices = {name: file.get_slice(name) for name in file.offset_keys()}
+            entries = {name: (s.get_dtype(), s.get_shape()) for name, s in slices.items()}
+    except (SafetensorError, ValueError, OverflowError) as error:
+        raise WeightsError(
+            f"{path}: not a safetensors file, or a truncated or malformed one "
+            f"({first_line(error)}); fetch the file again"
+        ) from error
+    data = np.memmap(path, np.uint8, "r")
+    begin = 8 + int(data[:8].view("<u8")[0])
     tensors = {}
-    for name, (dtype, shape, begin, end) in entries.items():
-        if start + end > size:
-            raise WeightsError(
-                f"{path}: truncated at tensor {name}: {start + end} bytes wanted, {size} there; "
-                "fetch the file again"
-            )
-        if end - begin != dtype.itemsize * int(np.prod(shape)):
-            raise WeightsError(f"{path}: tensor {name} has {end - begin} bytes for shape {shape}")
-        tensors[name] = data[start + begin : start + end].view(dtype).reshape(shape)
+    for name, (kind, shape) in entries.items():
+        if (dtype := _SAFETENSORS_DTYPES.get(kind)) is None:
+            raise WeightsError(f"{path}: tensor {shown(name)} is of type {kind}, which is not read")
+        end = begin + dtype.itemsize * math.prod(shape)
+        try:
+            tensors[name] = data[begin:end].view(dtype).reshape(shape)
+        except ValueError as error:  # no elements, and sides beyond NumPy's
+            raise WeightsError(f"{path}: tensor {shown(name)} of shape {shown(shape)}") from error
+        begin = end
     return tensors
 
 
 def _load_shards(path: Path) -> Flat:
-    try:
-        weight_map = json.loads(path.read_text())["weight_map"]
-    except (ValueError, KeyError) as error:
-        raise WeightsError(f"{path}: not an index of shards ({error!r})") from error
+    weight_map = read_config(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise WeightsError(f"{path}: not an index of shards (it has no weight_map)")
+    for shard in weight_map.values():
+        # Links are followed: folders of the Hugging Face hub's cache consist of them.
+        if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]+\.(safetensors|bin)", shard):
+            raise WeightsError(
+                f"{path}: the shard {shown(shard)} is no .safetensors or .bin file beside the index"
+            )
     tensors: Flat = {}
     for shard in sorted(set(weight_map.values())):
-        tensors |= load(path.parent / Path(shard).name)
+        tensors |= load(path.parent / shard)
     if lost := sorted(set(weight_map) - set(tensors)):
         raise WeightsError(f"{path}: the shards lack {_listed(lost)}")
     return tensors
@@ -195,9 +309,15 @@ def _load_shards(path: Path) -> Flat:
 def _load_msgpack(path: Path) -> Flat:
     try:
         tree = serialization.msgpack_restore(path.read_bytes())
-        return {k: np.asarray(v) for k, v in traverse_util.flatten_dict(tree, sep=".").items()}
+        flat = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(tree, sep=".").items()}
     except Exception as error:  # msgpack raises half a dozen unrelated classes on damaged input
-        raise WeightsError(f"{path}: not a Flax msgpack checkpoint ({error!r})") from error
+        raise WeightsError(
+            f"{path}: not a Flax msgpack checkpoint ({first_line(error)})"
+        ) from error
+    known = set(_SAFETENSORS_DTYPES.values())
+    if strange := [name for name, array in flat.items() if array.dtype not in known]:
+        raise WeightsError(f"{path}: no numbers: {_listed(strange)}")
+    return flat
 
 
 class _Storage(NamedTuple):
@@ -209,8 +329,9 @@ def _rebuild_tensor(
 ) -> np.ndarray:
     del requires_grad, hooks, metadata
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-    if min((offset, *size, *stride), default=0) < 0 or last >= max(storage.data.size, 1):
-        raise WeightsError(f"a tensor of shape {tuple(size)} reaches outside of its storage")
+    outside = last >= max(storage.data.size, 1) or math.prod(size) > storage.data.size
+    if min((offset, *size, *stride), default=0) < 0 or outside:
+        raise WeightsError(f"a tensor of shape {shown(tuple(size))} reaches outside of its storage")
     if 0 in size:
         return np.zeros(size, storage.data.dtype)
     strides = tuple(s * storage.data.itemsize for s in stride)
@@ -278,8 +399,8 @@ def load_torch(path: str | Path) -> Flat:
                 begin = info.header_offset + 30 + name_length + extra_length
                 return data[begin : begin + info.file_size].view(dtype)
 
-            with archive.open(pickled) as file:
-                content = _TensorUnpickler(file, read_storage).load()
+            code = _pickle_of(archive, entries[pickled])
+            content = _TensorUnpickler(io.BytesIO(code), read_storage).load()
     except WeightsError as error:
         raise WeightsError(f"{path}: refused: {error}") from error
     except (zipfile.BadZipFile, StopIteration) as error:
@@ -288,12 +409,33 @@ def load_torch(path: str | Path) -> Flat:
             "fetch it again, or use a safetensors version"
         ) from error
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise WeightsError(f"{path}: damaged pickle ({error!r})") from error
+        raise WeightsError(f"{path}: damaged pickle ({first_line(error)})") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: holds a {type(content).__name__}, not a dict of tensors")
-    return {str(k): v for k, v in content.items() if isinstance(v, np.ndarray)}
+    tensors = {str(k): v for k, v in content.items() if isinstance(v, np.ndarray)}
+    # Tied weights share a storage; a storage that is shared by all is a trap.
+    if sum(tensor.nbytes for tensor in tensors.values()) > 2 * path.stat().st_size:
+        raise WeightsError(f"{path}: its tensors claim more than twice the size of the file")
+    return tensors
+
+
+def _pickle_of(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """A checkpoint's pickle, once it is known that unpickling it takes little memory and stack."""
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size > _MOST_PICKLE:
+        raise WeightsError(f"{info.filename} is compressed, or larger than {_MOST_PICKLE} bytes")
+    code = archive.read(info)
+    tuples = 0
+    for opcode, argument, _ in pickletools.genops(code):
+        # The unpickler would allocate a table up to the greatest index.
+        if "PUT" in opcode.name and argument is not None and int(argument) > len(code):
+            raise WeightsError(f"{opcode.name} {shown(argument)} in a pickle of {len(code)} bytes")
+        tuples += "TUPLE" in opcode.name
+    # Nested in a key, more would exhaust the stack when it is hashed; a tensor takes four.
+    if tuples > _MOST_TUPLES:
+        raise WeightsError(f"{info.filename} has {tuples} tuples; {_MOST_TUPLES} are read")
+    return code
 
 
 def to_flax(tensors: Flat, like: Params, source: str | Path = "the checkpoint") -> Params:
@@ -415,12 +557,19 @@ def load_tree(path: str | Path, like: Params) -> Params:
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def digest(tree: Params) -> str:
-    """SHA-256 of every leaf's name, type, shape and bytes, in hexadecimal."""
-    total = hashlib.sha256()
+def digest(tree: Params, facts: Any = None) -> str:
+    """SHA-256 in hexadecimal of every leaf's name, type, shape and bytes, without a copy.
+
+    Args:
+      tree: any pytree of arrays.
+      facts: what else decides, as JSON can hold it.
+    """
+    total = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, leaf in _named_leaves(tree):
-        array = np.ascontiguousarray(leaf)
-        total.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        # An array on an accelerator would keep the host's copy that is made here.
+        away = isinstance(leaf, jax.Array) and leaf.device.platform != "cpu"
+        array = np.asarray(leaf.copy() if away else leaf, order="C")
+        total.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
         total.update(array.reshape(-1).view(np.uint8).data)
     return total.hexdigest()
 
