@@ -13,6 +13,8 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+jax.config.update("jax_debug_key_reuse", True)
+
 install_import_hook("jax3d", "beartype.beartype")
 
 

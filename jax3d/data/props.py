@@ -223,8 +223,9 @@ def sample_cameras(key: Key, n: int, front_heavy: bool) -> Camera:
         elevation = jax.random.uniform(k_el, (n,), minval=0.0, maxval=jnp.radians(30.0))
     else:
         azimuth = jax.random.uniform(k_az, (n,), maxval=2 * jnp.pi)
-        low = jax.random.uniform(k_el, (n,), minval=jnp.radians(-10), maxval=jnp.radians(50))
-        high = jax.random.uniform(k_el, (n,), minval=jnp.radians(50), maxval=jnp.radians(85))
+        share = jax.random.uniform(k_el, (n,))
+        low = jnp.radians(-10.0 + 60.0 * share)
+        high = jnp.radians(50.0 + 35.0 * share)
         elevation = jnp.where(jax.random.uniform(k_over, (n,)) < 0.12, high, low)
     fovy = jax.random.uniform(k_fov, (n,), minval=jnp.radians(37.0), maxval=jnp.radians(47.0))
     relative = jax.random.uniform(k_dist, (n,), minval=0.98, maxval=1.17)

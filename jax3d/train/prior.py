@@ -103,7 +103,7 @@ def make(config: PriorTraining):
         return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
 
     def loss(params, key, rgba, spec, camera, photograph):
-        k_text, k_view, k_ground, k_time, k_noise = jax.random.split(key, 5)
+        k_text, k_view, k_ground, k_time, k_noise, k_order = jax.random.split(key, 6)
         ids = captions[spec, prop_bank.draw_wordings(k_text, spec.shape[0], config.short_captions)]
         ids, camera_known = _tell(k_view, config, ids, camera, photograph)
         words = params["words"]["embedding"][ids] * (ids > 0)[..., None]
@@ -111,7 +111,7 @@ def make(config: PriorTraining):
         b = z.shape[0]
         spread = (jnp.arange(b) + jax.random.uniform(k_time)) / b
         t = jnp.floor(spread**config.time_power * alphas_cumprod.shape[0]).astype(jnp.int32)
-        t = jax.random.permutation(k_time, t)
+        t = jax.random.permutation(k_order, t)
         noise = jax.random.normal(k_noise, z.shape)
         z_t = diffusion.q_sample(alphas_cumprod, z, t, noise)
         x0 = critic.predict_x0(
