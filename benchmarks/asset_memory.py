@@ -42,7 +42,7 @@ def main(args: Args) -> None:
     plan = sparse.CPU if args.plan == "cpu" else sparse.ACCELERATOR
     sparse.plan = lambda backend=None: plan
     recipe = Recipe() if args.config is None else recipes.load(args.config)
-    critic = embedded.open_critic()
+    critic = embedded.open()
     stages, over = recipe.build(critic), parallel.natural_over(args.plan)
     task = Task(recipe.condition(critic, "a red chair"), recipe.knobs_of(0), (1,) * len(stages))
     size, stage = max((s.size, i) for i, s in enumerate(recipe.optimize.stages))

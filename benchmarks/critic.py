@@ -75,7 +75,7 @@ def figures(judge, pictures: np.ndarray, around: Camera, specs: list[props.Spec]
 
 def main(args: Args) -> None:
     """Prints the card."""
-    critic, judge = embedded.open_critic(args.prior), scorer.load()
+    critic, judge = embedded.open(args.prior), scorer.load()
     around = camera.around(8, 15.0)
     card, table = {}, Table("objects", "asked by", "class", "colour", "azimuth", "view word")
     for label, held_out in (("training", False), ("held out", True)):

@@ -55,7 +55,7 @@ def measure(devices: int, repeats: int, size: int) -> dict:
     from jax3d.priors import embedded
     from jax3d.recipe import Recipe
 
-    critic, recipe = embedded.open_critic(), Recipe()
+    critic, recipe = embedded.open(), Recipe()
     optimize = replace(recipe.optimize, stages=(StageConfig(10**6, size),))
     (stage,) = replace(recipe, optimize=optimize).build(critic)
     cond = recipe.condition(critic, "a red chair")

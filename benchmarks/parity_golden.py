@@ -27,7 +27,6 @@ from rich.table import Table
 from jax3d import diffusion, prompts, weights
 from jax3d.guidance import perp_neg, score
 from jax3d.nn import clip_text, tokenizer, unet, vae
-from jax3d.priors import folder as prior_folder
 from jax3d.priors import ldm, mvdream, schedulers, zero123
 from jax3d.types import Camera, Cond
 
@@ -183,7 +182,7 @@ def predictor(folder: Path) -> Callable:
 
 def check_sds(folder: Path, io: Arrays) -> Checks:
     """threestudio's score distillation; its files read the raw output as noise."""
-    abar, _ = prior_folder.read_schedule(folder / "scheduler")
+    abar = schedulers.read(folder / "scheduler", False).alphas_cumprod
     z, noise = nhwc(io["in_latents"]), nhwc(io["in_noise"])
     t = jnp.asarray(io["in_t"], jnp.int32)
     z_t = diffusion.q_sample(abar, z, t, noise)
@@ -213,7 +212,7 @@ def check_sds(folder: Path, io: Arrays) -> Checks:
 def check_sds_image(folder: Path, io: Arrays) -> Checks:
     """The gradient of an image through the encoder, at threestudio's scale 100."""
     coder, params = vae.load(folder / "vae")
-    abar, _ = prior_folder.read_schedule(folder / "scheduler")
+    abar = schedulers.read(folder / "scheduler", False).alphas_cumprod
     eps = nhwc(io["posterior_eps"])
     side = eps.shape[1] * 2 ** (len(coder.block_out_channels) - 1)
 
@@ -240,7 +239,7 @@ def check_sds_image(folder: Path, io: Arrays) -> Checks:
 def check_ddim(folder: Path, io: Arrays, scale: float) -> Checks:
     """A short guided DDIM trajectory."""
     config = weights.read_config(folder / "scheduler" / "scheduler_config.json")
-    abar, prediction = prior_folder.read_schedule(folder / "scheduler")
+    abar, prediction, _ = schedulers.read(folder / "scheduler", False)
     grid = diffusion.grid(
         abar,
         len(io["timesteps"]),
@@ -502,7 +501,7 @@ def check_guidance(split: Path, path: Path, io: Arrays) -> Checks:
 
 def check_scores(sd15: Path, root: Path, io: Arrays, texts, push) -> Checks:
     """The parts that ask a network: perp-neg, VSD, SJC, HiFA."""
-    abar, _ = prior_folder.read_schedule(sd15 / "scheduler")
+    abar = schedulers.read(sd15 / "scheduler", False).alphas_cumprod
     z, noise = nhwc(io["in_latents"]), nhwc(io["in_noise"])
     t = jnp.asarray(io["in_t"], jnp.int32)
     z_t = diffusion.q_sample(abar, z, t, noise)
@@ -591,8 +590,8 @@ def check_tokens(system: Path, split: str) -> dict[Path, tuple[Arrays, Checks]]:
     if not path.exists():
         return {}
     golden = json.loads(path.read_text())
-    ids = tokenizer.load(system / "tokenizer")(golden["strings"])
-    long = tokenizer.load(system / "tokenizer", 4096)(golden["strings"])
+    ids = tokenizer.load(system / "tokenizer").ids(golden["strings"])
+    long = tokenizer.load(system / "tokenizer", 4096).ids(golden["strings"])
     whole = [row[: len(u)] for row, u in zip(long, golden["untruncated"], strict=True)]
     arrays = {
         "input_ids": np.array(golden["input_ids"]),

@@ -75,7 +75,7 @@ def main(args: Args) -> None:
     jax.config.update("jax_num_cpu_devices", args.cpu_devices)
     prompts, specs = read_prompts(args.prompts)
     recipe = recipes.load(args.config) if args.config else recipes.Recipe()
-    critic, judge = embedded.open_critic(args.prior), scorer.load()
+    critic, judge = embedded.open(args.prior), scorer.load()
     console = Console()
     around = camera.around(8, recipe.pictures.elevation)
     jobs = [Job(p, args.seed + k) for k, p in enumerate(prompts)]

@@ -106,7 +106,7 @@ def descent(recipe: Recipe, count: int) -> Again:
 
 def main(args: Args) -> None:
     """Measure and print."""
-    recipe, critic = Recipe(), embedded.open_critic()
+    recipe, critic = Recipe(), embedded.open()
     programs = {}
     for count in args.counts:
         kinds = {

@@ -61,7 +61,7 @@ class Work:
     """The recipe, the critic and the assets."""
 
     def __init__(self, args: Args):
-        critic = embedded.open_critic()
+        critic = embedded.open()
         recipe = Recipe()
         if args.toy:
             field = TriplaneConfig(resolution=16, channels=4, levels=2, hidden=8, samples=8)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
@@ -24,8 +23,7 @@ from jax3d.manifest import Job
 from jax3d.optimize.engine import EngineConfig
 from jax3d.optimize.parallel import host_cores
 from jax3d.priors import embedded, sampling
-from jax3d.priors.base import Critic
-from jax3d.priors.folder import open_prior
+from jax3d.priors.open import open_critic
 from jax3d.recipe import Recipe
 from jax3d.train.prior import PriorTraining
 from jax3d.train.prior import train as train_prior
@@ -117,7 +115,8 @@ class Sample:
     views: Count = 8
     guidance_scale: NonNegative | None = None
     """None: 3 for the embedded critic, 7.5 for others."""
-    method: sampling.Method = "ddim"
+    method: sampling.Method | None = None
+    """None: the sampler of the critic's folder, or ddim where it names none."""
     steps: Annotated[int, Range(1, 1000)] = 40
     negative: str = ""
     """Negative prompt, in place of the unconditional one."""
@@ -208,16 +207,6 @@ def parse(argv: list[str]):
     config = (tyro.conf.AvoidSubcommands,)
     parsed = tyro.cli(commands, args=argv, prog="jax3d", config=config)
     return parsed.network if isinstance(parsed, Train) else parsed
-
-
-def open_critic(prior: str, dtype: Dtype = "float32") -> Critic:
-    """The critic that `--prior` names; `dtype` is for critics from disk."""
-    if prior == "embedded":
-        return embedded.open_critic()
-    path = Path(prior)
-    if path.suffix == ".safetensors" and path.with_suffix(".json").exists():
-        return embedded.open_critic(path)
-    return open_prior(prior, jnp.dtype(dtype))
 
 
 def _demand_prompts(prompts: tuple[str, ...]) -> None:

@@ -81,10 +81,19 @@ def _cumprod(betas: np.ndarray) -> Array:
 
 
 def noise_level(
-    alphas_cumprod: Float[Array, " T"], t: Int[Array, "*b"], ndim: int
+    alphas_cumprod: Float[Array, " T"], t: Num[Array, "*b"], ndim: int
 ) -> tuple[Array, Array]:
-    """(alpha, sigma) at `t`, each `[*b, 1, ...]` so as to broadcast against `ndim` axes."""
-    abar = alphas_cumprod[t].reshape(t.shape + (1,) * (ndim - t.ndim))
+    """(alpha, sigma) at `t`, each `[*b, 1, ...]` so as to broadcast against `ndim` axes.
+
+    Between whole timesteps sigma / alpha is linear, as diffusers' Euler schedulers have it.
+    """
+    if jnp.issubdtype(t.dtype, jnp.floating):
+        whole = jnp.arange(len(alphas_cumprod))
+        ratio = jnp.interp(t, whole, jnp.sqrt((1 - alphas_cumprod) / alphas_cumprod))
+        abar = 1 / (1 + ratio**2)
+    else:
+        abar = alphas_cumprod[t]
+    abar = abar.reshape(t.shape + (1,) * (ndim - t.ndim))
     return jnp.sqrt(abar), jnp.sqrt(1 - abar)
 
 
@@ -172,6 +181,8 @@ def timesteps(total: int, steps: int, spacing: Spacing, offset: int = 0) -> np.n
     """
     if not 1 <= steps <= total:
         raise ValueError(f"steps={steps}: a schedule of {total} timesteps takes 1 to {total} steps")
+    if spacing == "leading" and (steps - 1) * (total // steps) + offset >= total:
+        raise ValueError(f"steps={steps} from offset {offset} on go beyond {total} timesteps")
     match spacing:
         case "leading":
             return np.arange(steps)[::-1] * (total // steps) + offset

@@ -21,6 +21,7 @@ import tyro
 
 from jax3d import cli, ledger, manifest
 from jax3d.generate import generate
+from jax3d.priors.open import open_critic
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Worker:
         self.command, self.jobs = command, jobs
         if command.cpu_devices is not None:
             jax.config.update("jax_num_cpu_devices", command.cpu_devices)
-        self.critic = cli.open_critic(command.prior, command.dtype)
+        self.critic = open_critic(command.prior, command.dtype)
 
     def ready(self) -> str:
         """Where it is."""
@@ -142,7 +143,7 @@ def main(argv: list[str]) -> int:
     try:
         jobs = cli.read_jobs(command)
         chunks = manifest.chunks(len(jobs), args.chunk)
-        critic = cli.open_critic(command.prior, command.dtype)
+        critic = open_critic(command.prior, command.dtype)
         claim = (command.whole_recipe(), critic, jobs, command.out)
         # Finds mistakes before any machine is asked for, and claims the folder.
         generate(*claim, config=command.engine, share=[])

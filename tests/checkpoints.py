@@ -63,13 +63,18 @@ def write_network(folder: Path, system: str, part: str) -> Path:
 
 
 def write_tokenizer(folder: Path) -> Path:
-    """A tokenizer of 300 words that fits the tiny text towers."""
+    """A tokenizer that fits the tiny text towers: ASCII's letters, and view words as one token."""
     folder.mkdir(parents=True)
-    symbols = byte_symbols()[:145]
-    words = [*symbols, *(s + "</w>" for s in symbols), "in", "th", "an"]
+    symbols = byte_symbols()[:94]
+    merges = [("i", "n"), ("t", "h")]
+    for word in ("side", "front", "back", "overhead", "view"):
+        ends = [*word[:-1], word[-1] + "</w>"]
+        merges += [("".join(ends[:i]), ends[i]) for i in range(1, len(ends))]
+    words = [*symbols, *(s + "</w>" for s in symbols), *("".join(pair) for pair in merges)]
     words += ["<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\ni n\nt h\na n\n")
+    lines = "\n".join(f"{left} {right}" for left, right in merges)
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{lines}\n")
     return folder
 
 

@@ -36,7 +36,7 @@ class Stop(Exception):
 
 @pytest.fixture(scope="module")
 def critic():
-    return embedded.open_critic()
+    return embedded.open()
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from jax3d.knobs import KnobValues
 from jax3d.optimize.asset import AssetConfig, StageConfig
 from jax3d.optimize.stage import Task
 from jax3d.priors import embedded
-from jax3d.priors.folder import open_prior
+from jax3d.priors.open import open_critic
 from jax3d.recipe import Recipe
 from jax3d.types import Prompt
 
@@ -96,7 +96,7 @@ def test_the_peers_recipes_take_two_steps(folders, name, folder):
     field = dataclasses.replace(recipe.field, resolution=8, channels=2, hidden=4, samples=8)
     optimize = dataclasses.replace(recipe.optimize, stages=(StageConfig(2, 8),))
     recipe = dataclasses.replace(recipe, field=field, optimize=optimize)
-    critic = open_prior(str(folders / folder))
+    critic = open_critic(str(folders / folder))
     (stage,) = recipe.build(critic)
     task = Task(recipe.condition(critic, "a cat"), recipe.knobs_of(3), (2,))
     before = state = jax.jit(stage.start)(task, None)
@@ -117,7 +117,7 @@ def test_the_peers_recipes_take_two_steps(folders, name, folder):
     "guidance", [SDSConfig(), CSDConfig(), NFSDConfig(), ISMConfig(), HiFAConfig(), VSDConfig()]
 )
 def test_any_guidance_is_made_from_its_config(guidance):
-    critic = embedded.open_critic()
+    critic = embedded.open()
     recipe = Recipe(guidance=guidance, negative="a blue mug")
     assert (guidance.build(critic).init is not None) == isinstance(guidance, VSDConfig)
     cond = recipe.condition(critic, "a red chair")
@@ -129,7 +129,7 @@ def test_any_guidance_is_made_from_its_config(guidance):
 
 def test_nfsd_asks_for_a_negative_prompt():
     with pytest.raises(ValueError, match="--negative"):
-        Recipe(guidance=NFSDConfig()).condition(embedded.open_critic(), "a red chair")
+        Recipe(guidance=NFSDConfig()).condition(embedded.open(), "a red chair")
 
 
 @pytest.mark.parametrize(

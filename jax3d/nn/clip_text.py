@@ -16,7 +16,7 @@ from jax3d import weights
 from jax3d.bounds import Count, Natural, Positive
 from jax3d.nn.layers import dense
 from jax3d.types import Params
-from jax3d.weights import Flat, find_weights, read_config, to_flax
+from jax3d.weights import Flat, WeightsError, find_weights, to_flax
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
@@ -170,7 +170,11 @@ def _norm(c: CLIPTextConfig, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(c.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, name=name)
 
 
-def from_config(config: dict[str, Any]) -> CLIPTextModel:
+_MOST_LAYERS = 128
+"""Layers that are traced; OpenCLIP bigG, the deepest tower in use, has 32."""
+
+
+def from_config(config: dict[str, Any], dtype: Any = jnp.float32) -> CLIPTextModel:
     """The tower that a transformers `text_encoder/config.json` describes.
 
     Raises:
@@ -181,14 +185,20 @@ def from_config(config: dict[str, Any]) -> CLIPTextModel:
         raise ValueError(f"the config is of a {kind}, not of a CLIPTextModel")
     if (act := config.get("hidden_act", "quick_gelu")) not in ACTIVATIONS:
         raise ValueError(f"hidden_act = {act!r} is not supported, only {sorted(ACTIVATIONS)}")
-    fields = {f.name for f in dataclasses.fields(CLIPTextConfig)} - {"dtype", "with_projection"}
-    chosen = {name: value for name, value in config.items() if name in fields}
-    return CLIPTextModel(CLIPTextConfig(**chosen, with_projection="Projection" in kind))
+    chosen = weights.checked_fields(config, CLIPTextConfig, ("dtype", "with_projection"))
+    tower = CLIPTextConfig(**chosen, with_projection="Projection" in kind, dtype=dtype)
+    if tower.num_hidden_layers > _MOST_LAYERS or tower.max_position_embeddings < 3:
+        raise WeightsError(
+            f"a tower of {tower.num_hidden_layers} layers and {tower.max_position_embeddings} "
+            "positions cannot be meant"
+        )
+    return CLIPTextModel(tower)
 
 
 def abstract_params(tower: CLIPTextModel) -> Params:
     """The shapes and dtypes of a tower's parameters; nothing is computed."""
-    return jax.eval_shape(tower.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    return jax.eval_shape(tower.init, jax.random.key(0), ids)["params"]
 
 
 def load(folder: str | Path, dtype: Any = jnp.float32) -> tuple[CLIPTextModel, Params]:
@@ -197,10 +207,13 @@ def load(folder: str | Path, dtype: Any = jnp.float32) -> tuple[CLIPTextModel, P
     Raises:
       ValueError: a file is missing, damaged or does not fit, or another class is described.
     """
-    tower = from_config(read_config(Path(folder) / "config.json"))
-    tower = CLIPTextModel(dataclasses.replace(tower.config, dtype=dtype))
+    tower, like = weights.described(
+        Path(folder) / "config.json",
+        lambda config: from_config(config, dtype),
+        abstract_params,
+    )
     path = find_weights(folder, "model")
-    return tower, to_flax(rename(weights.load(path)), abstract_params(tower), path)
+    return tower, to_flax(rename(weights.load(path)), like, path)
 
 
 def rename(tensors: Flat) -> Flat:

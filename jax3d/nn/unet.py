@@ -6,7 +6,6 @@ self-attention of that many consecutive images (MVDream), and `class_labels=None
 embedding out (a camera that is not told).
 """
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -32,7 +31,7 @@ from jax3d.nn.unet_blocks import (
     timestep_embedding,
 )
 from jax3d.types import Params
-from jax3d.weights import find_weights, read_config, to_flax
+from jax3d.weights import WeightsError, find_weights, to_flax
 
 _FIXED = {
     "addition_embed_type": (None, "text", "text_time"),
@@ -57,6 +56,19 @@ _FIXED = {
     "time_embedding_type": ("positional",),
 }
 """Settings of diffusers' class that are read here only at these values."""
+
+
+_BY_LEVEL = (
+    "layers_per_block",
+    "down_block_types",
+    "up_block_types",
+    "attention_head_dim",
+    "num_attention_heads",
+    "transformer_layers_per_block",
+    "only_cross_attention",
+    "cross_attention_dim",
+)
+"""Settings that are one for all levels or one for each."""
 
 
 class AddedConditions(NamedTuple):
@@ -372,33 +384,52 @@ def from_config(config: dict[str, Any]) -> UNet2DConditionModel:
         known.add(f"Resnet{way}sampleBlock2D")
         if strange := set(config.get(f"{way.lower()}_block_types", ())) - known:
             raise ValueError(f"blocks of unknown kind: {', '.join(sorted(strange))}")
-    fields = {f.name for f in dataclasses.fields(UNet2DConditionModel)} - {
-        "views",
-        "dtype",
-        "remat",
-    }
-    chosen = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in config.items()
-        if name in fields
-    }
-    return UNet2DConditionModel(**chosen)
+    ours = ("parent", "name", "views", "dtype", "remat")
+    unet = UNet2DConditionModel(**weights.checked_fields(config, UNet2DConditionModel, ours))
+    _demand_levels(unet)
+    return unet
+
+
+_MOST_LAYERS = 512
+"""Layers that are traced; SDXL, the deepest published one, has 70."""
+
+
+def _demand_levels(unet: UNet2DConditionModel) -> None:
+    """Raises where lists are not one entry a level, or are of a size that cannot be meant."""
+    levels = len(unet.block_out_channels)
+    for name in _BY_LEVEL:
+        value = getattr(unet, name)
+        if isinstance(value, tuple) and len(value) != levels:
+            raise WeightsError(
+                f"{name} has {len(value)} entries, block_out_channels {levels} levels"
+            )
+    layers = (
+        _at(unet.layers_per_block, i) * max(_at(unet.transformer_layers_per_block, i), 1)
+        for i in range(levels)
+    )
+    if not 1 <= levels <= 8 or sum(layers) > _MOST_LAYERS // 2 or not 1 <= unet.sample_size <= 1024:
+        raise WeightsError(
+            f"a network of {levels} levels, layers_per_block {unet.layers_per_block}, "
+            f"transformer_layers_per_block {unet.transformer_layers_per_block} and sample_size "
+            f"{unet.sample_size} cannot be meant"
+        )
 
 
 def abstract_params(unet: UNet2DConditionModel) -> Params:
     """The shapes and dtypes of a network's parameters; nothing is computed."""
     context = unet.encoder_hid_dim or _at(unet.cross_attention_dim, 0)
     side = 2 ** len(unet.block_out_channels)
+    shape = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     added = None
     if unet.addition_embed_type == "text_time":
         pooled = unet.projection_class_embeddings_input_dim - 6 * unet.addition_time_embed_dim
-        added = AddedConditions(jnp.zeros((unet.views, pooled)), jnp.zeros((unet.views, 6)))
+        added = AddedConditions(shape((unet.views, pooled)), shape((unet.views, 6)))
     return jax.eval_shape(
         unet.init,
         jax.random.key(0),
-        jnp.zeros((unet.views, side, side, unet.in_channels)),
-        jnp.zeros(unet.views),
-        jnp.zeros((unet.views, 1, context)),
+        shape((unet.views, side, side, unet.in_channels)),
+        shape((unet.views,)),
+        shape((unet.views, 1, context)),
         None,
         added,
     )["params"]
@@ -410,9 +441,13 @@ def load(folder: str | Path, dtype: Any = jnp.float32) -> tuple[UNet2DConditionM
     Raises:
       ValueError: a file is missing, damaged or does not fit, or another class is described.
     """
-    unet = from_config(read_config(Path(folder) / "config.json")).clone(dtype=dtype)
+    unet, like = weights.described(
+        Path(folder) / "config.json",
+        lambda config: from_config(config).clone(dtype=dtype),
+        abstract_params,
+    )
     path = find_weights(folder, "diffusion_pytorch_model")
-    return unet, to_flax(weights.load(path), abstract_params(unet), path)
+    return unet, to_flax(weights.load(path), like, path)
 
 
 def _is_pixel(kind: str) -> bool:

@@ -3,7 +3,6 @@
 Letters: b images, H and W pixels, h and w latents, z latent channels. Pixels are in [-1, 1].
 """
 
-import dataclasses
 import re
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from jax3d.nn.unet_blocks import (
     Upsample2D,
 )
 from jax3d.types import Params
-from jax3d.weights import Flat, find_weights, read_config, to_flax
+from jax3d.weights import Flat, WeightsError, find_weights, to_flax
 
 _EPSILON = 1e-6
 
@@ -214,19 +213,20 @@ def from_config(config: dict[str, Any]) -> AutoencoderKL:
     for name in ("latents_mean", "latents_std"):
         if config.get(name) is not None:
             raise ValueError(f"{name} is not supported, only scaling_factor and shift_factor")
-    fields = {f.name for f in dataclasses.fields(AutoencoderKL)} - {"dtype"}
-    chosen = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in config.items()
-        if name in fields
-    }
-    return AutoencoderKL(**chosen)
+    ours = ("parent", "name", "dtype")
+    vae = AutoencoderKL(**weights.checked_fields(config, AutoencoderKL, ours))
+    levels = len(vae.block_out_channels)
+    if not 1 <= levels <= 8 or vae.layers_per_block > 16:
+        raise WeightsError(
+            f"an autoencoder of {levels} levels of {vae.layers_per_block} layers cannot be meant"
+        )
+    return vae
 
 
 def abstract_params(vae: AutoencoderKL) -> Params:
     """The shapes and dtypes of an autoencoder's parameters; nothing is computed."""
     side = 2 ** len(vae.block_out_channels)
-    pixels = jnp.zeros((1, side, side, vae.in_channels))
+    pixels = jax.ShapeDtypeStruct((1, side, side, vae.in_channels), jnp.float32)
     return jax.eval_shape(vae.init, jax.random.key(0), pixels)["params"]
 
 
@@ -236,9 +236,13 @@ def load(folder: str | Path, dtype: Any = jnp.float32) -> tuple[AutoencoderKL, P
     Raises:
       ValueError: a file is missing, damaged or does not fit, or another class is described.
     """
-    vae = from_config(read_config(Path(folder) / "config.json")).clone(dtype=dtype)
+    vae, like = weights.described(
+        Path(folder) / "config.json",
+        lambda config: from_config(config).clone(dtype=dtype),
+        abstract_params,
+    )
     path = find_weights(folder, "diffusion_pytorch_model")
-    return vae, to_flax(rename(weights.load(path)), abstract_params(vae), path)
+    return vae, to_flax(rename(weights.load(path)), like, path)
 
 
 def rename(tensors: Flat) -> Flat:

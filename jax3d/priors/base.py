@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
 
+from jax3d.priors.schedulers import Sampler
 from jax3d.types import Condition, Prompt
 
 
@@ -20,7 +21,8 @@ class Prior(NamedTuple):
     decode: Callable[..., Any]
     """`decode(params, z) -> rgb`"""
     denoise: Callable[..., Any]
-    """`denoise(params, z_t[b, h, w, c], t[b] int, Cond[b], Camera[b] | None) -> eps`"""
+    """`denoise(params, z_t[b, h, w, c], t[b], Cond[b], Camera[b] | None) -> eps`; t are whole, save
+    where the critic's own `sampler` says otherwise"""
     alphas_cumprod: Float[Array, " T"]
     """abar_t of the variance-preserving process, descending from 1 to 0"""
     size: int
@@ -41,4 +43,6 @@ class Critic(NamedTuple):
     name: str
     """What it is and where it came from, for people"""
     digest: str
-    """Of its weights and their types: two critics with one digest judge alike"""
+    """Of its weights, their types and its schedule: two critics with one digest judge alike"""
+    sampler: Callable[[int], Sampler] | None = None
+    """The sampler of that many steps that its makers chose, if they did"""

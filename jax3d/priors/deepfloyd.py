@@ -6,16 +6,19 @@ them by text.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Num
 
 from jax3d import weights
 from jax3d.diffusion import Prediction, noise_level, x0_and_eps
+from jax3d.nn import unet as unets
 from jax3d.nn.unet import UNet2DConditionModel
-from jax3d.priors.base import Prior
-from jax3d.priors.stable_diffusion import condition_of
+from jax3d.priors import schedulers
+from jax3d.priors.base import Critic, Prior
+from jax3d.priors.stable_diffusion import condition_of, digest, unet_class
 from jax3d.types import Camera, Cond, Condition, Prompt
 
 EMBEDDINGS = "prompt_embeds.safetensors"
@@ -42,7 +45,7 @@ def pixel_prior(
     def denoise(
         params,
         z_t: Float[Array, "b H W 3"],
-        t: Int[Array, " b"],
+        t: Num[Array, " b"],
         text: Cond,
         camera: Camera | None,
     ) -> Float[Array, "b H W 3"]:
@@ -74,3 +77,34 @@ def embeddings_from_file(path: str | Path) -> Callable[[Prompt], Condition]:
         return Cond(jnp.asarray(np.stack([known[n] for n in names]), jnp.float32))
 
     return condition_of(embed_texts)
+
+
+def recognises(folder: Path) -> bool:
+    """Whether it is a folder in diffusers' layout with a UNet and no autoencoder."""
+    return not (folder / "vae").is_dir() and unet_class(folder) == "UNet2DConditionModel"
+
+
+def open(folder: Path, dtype: Any = jnp.float32) -> Critic:
+    """The pixel-space critic of a folder; `dtype` is of weights and arithmetic.
+
+    Raises:
+      ValueError: a file is missing, damaged, unsupported or does not fit the others.
+    """
+    net, net_params = unets.load(folder / "unet", dtype)
+    if net.in_channels != 3 or net.out_channels not in (3, 6):
+        raise weights.WeightsError(
+            f"{folder}: the UNet takes {net.in_channels} channels and gives {net.out_channels}; "
+            "pixel-space critics take 3 and give 3, or 6 with a variance (upscalers are told a "
+            "picture beside the text and are not supported)"
+        )
+    schedule = schedulers.read(folder / "scheduler", bounded=True)
+    params = {"unet": net_params}
+    return Critic(
+        pixel_prior(net, schedule.alphas_cumprod, schedule.prediction),
+        params,
+        embeddings_from_file(folder / EMBEDDINGS),
+        f"pixel-space critic, {net.sample_size} px, {schedule.prediction}-prediction, "
+        f"from {folder}",
+        digest(params, (), schedule, net),
+        schedule.sampler,
+    )

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -115,9 +116,7 @@ def load(path: Path | str = WEIGHTS) -> Params:
     Raises:
       weights.WeightsError: The file is missing, damaged or made for another network.
     """
-    config = read_config(Path(path))
-    like = jax.eval_shape(functools.partial(init, config=config), jax.random.key(0))
-    return weights.load_tree(path, like)
+    return weights.load_tree(path, _described(Path(path))[1])
 
 
 def save(path: Path | str, params: Params, config: UNetConfig) -> None:
@@ -131,17 +130,39 @@ def read_config(path: Path) -> UNetConfig:
     """The `UNetConfig` of a weight file.
 
     Raises:
-      weights.WeightsError: There is none, or it has unknown fields.
+      weights.WeightsError: There is none, it has unknown fields, or describes no network.
     """
-    described = path.with_suffix(".json")
+    return _described(path)[0]
+
+
+def _described(path: Path) -> tuple[UNetConfig, Params]:
     try:
-        fields = json.loads(described.read_text())
-        return UNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-    except (OSError, ValueError, TypeError) as error:
+        return weights.described(path.with_suffix(".json"), _config_of, _abstract_params)
+    except weights.WeightsError as error:
         raise weights.WeightsError(
-            f"{described} does not describe the critic's network ({error}); "
-            "`jax3d train prior` writes it beside the weights"
+            f"{error}; `jax3d train prior` writes a description of its network beside the weights"
         ) from error
+
+
+def _config_of(fields: dict[str, Any]) -> UNetConfig:
+    if unknown := set(fields) - {f.name for f in dataclasses.fields(UNetConfig)}:
+        raise weights.WeightsError(f"unknown settings {weights.shown(sorted(unknown))}")
+    config = UNetConfig(**weights.checked_fields(fields, UNetConfig))
+    levels = {len(config.widths), len(config.blocks), len(config.attention)}
+    if len(levels) > 1 or not config.widths or sum(config.blocks) > _MOST_BLOCKS:
+        raise weights.WeightsError(
+            f"widths, blocks and attention are one entry a level, and blocks are at most "
+            f"{_MOST_BLOCKS} in all; here {weights.shown(fields)}"
+        )
+    return config
+
+
+_MOST_BLOCKS = 64
+"""Blocks that are traced; the shipped network has 4."""
+
+
+def _abstract_params(config: UNetConfig) -> Params:
+    return jax.eval_shape(functools.partial(init, config=config), jax.random.key(0))
 
 
 @functools.cache
@@ -177,12 +198,19 @@ def condition(params: Params, prompt: Prompt) -> Condition:
     )
 
 
-def open_critic(path: Path | str = WEIGHTS) -> Critic:
-    """The embedded critic, ready to be asked.
+def recognises(path: Path) -> bool:
+    """Whether it is a weight file that `jax3d train prior` wrote."""
+    return path.suffix == ".safetensors" and path.with_suffix(".json").is_file()
+
+
+def open(path: Path | str = WEIGHTS, dtype: Any = jnp.float32) -> Critic:
+    """The embedded critic, ready to be asked; it computes in float32, whatever `dtype` says.
 
     Raises:
       weights.WeightsError: See `load`.
     """
-    params = load(path)
-    prior = props_prior(read_config(Path(path)))
-    return Critic(prior, params, functools.partial(condition, params), NAME, weights.digest(params))
+    del dtype
+    config, like = _described(Path(path))
+    params, prior = weights.load_tree(path, like), props_prior(config)
+    digest = weights.digest([params, prior.alphas_cumprod], dataclasses.asdict(config))
+    return Critic(prior, params, functools.partial(condition, params), NAME, digest)

@@ -9,7 +9,7 @@ tower under `cond_stage_model.model.`. The denoiser's blocks are numbered throug
 import re
 from typing import Any
 
-from jax3d.weights import Flat
+from jax3d.weights import Flat, checked
 
 _RESNET = {
     "in_layers.0": "norm1",
@@ -69,11 +69,28 @@ def _inside_resnet(name: str) -> str:
     return name
 
 
+_KINDS = {
+    "attention_resolutions": tuple[int, ...],
+    "camera_dim": int | None,
+    "channel_mult": tuple[int, ...],
+    "context_dim": int,
+    "image_size": int,
+    "in_channels": int,
+    "model_channels": int,
+    "num_head_channels": int,
+    "num_res_blocks": int,
+    "out_channels": int,
+    "transformer_depth": int,
+}
+"""MVDream's settings, by what they may be."""
+
+
 def unet_config(config: dict[str, Any]) -> dict[str, Any]:
     """A multi-view denoiser's configuration (MVDream) under diffusers' names.
 
     The camera enters where diffusers has a class embedding, as a projected vector.
     """
+    config = checked(config, _KINDS)
     widths = [config["model_channels"] * m for m in config["channel_mult"]]
     attends = [2**i in config["attention_resolutions"] for i in range(len(widths))]
     camera_dim = config.get("camera_dim")
@@ -136,6 +153,24 @@ def infer_vae_config(tensors: Flat) -> dict[str, Any]:
         "block_out_channels": [tensors[k].shape[0] for k in sorted(firsts)],
         "layers_per_block": len(layers),
         "latent_channels": tensors["decoder.conv_in.weight"].shape[1],
+    }
+
+
+def infer_openclip_config(tensors: Flat) -> dict[str, Any]:
+    """An OpenCLIP text tower's configuration, in transformers' words, from its tensors' shapes.
+
+    Without its last layer, whose output Stable Diffusion 2 and MVDream do not read. Shapes do not
+    tell the width of a head; it is 64 in all published checkpoints.
+    """
+    width = tensors["ln_final.weight"].shape[0]
+    return {
+        "vocab_size": len(tensors["token_embedding.weight"]),
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": sum(name.endswith(".ln_1.weight") for name in tensors) - 1,
+        "num_attention_heads": width // 64,
+        "max_position_embeddings": len(tensors["positional_embedding"]),
+        "hidden_act": "gelu",
     }
 
 

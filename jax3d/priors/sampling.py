@@ -4,6 +4,7 @@ Letters: v views, S side of the critic's pictures.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import jax
@@ -12,14 +13,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax3d import diffusion, prompts
-from jax3d.diffusion import Grid
 from jax3d.priors.base import Critic
+from jax3d.priors.schedulers import Sampler
 from jax3d.types import Camera, Cond, Key, Prompt
 
 Mode = Literal["camera", "words", "text"]
 """How a critic is asked: by the exact camera, by view words, or by the text alone."""
 
 Method = Literal["ddim", "ddpm", "euler"]
+"""How noise becomes a picture, in place of the critic's own way."""
 
 Sample = Callable[..., Float[Array, "v S S 3"]]
 """`sample(key, prompt, Camera[v], negative="") -> rgb` in [0, 1]."""
@@ -30,7 +32,7 @@ def sampler(
     mode: Mode | None = None,
     guidance_scale: float = 3.0,
     steps: int = 40,
-    method: Method = "ddim",
+    method: Method | None = None,
 ) -> Sample:
     """A function that draws pictures; it compiles once for each number of views.
 
@@ -42,11 +44,13 @@ def sampler(
       critic: whose pictures.
       mode: how it is asked; None is by the camera where the critic is told it, else by the text.
       guidance_scale: of classifier-free guidance in the standard form.
-      steps: calls of the critic.
-      method: "ddim", "ddpm" or "euler".
+      steps: calls of the critic (and one more in PLMS).
+      method: "ddim", "ddpm" or "euler"; None is the sampler that the critic's makers chose, or
+        "ddim" where they chose none.
 
     Raises:
-      ValueError: the critic is not told cameras, or `steps` does not fit its schedule; from the
+      ValueError: the critic is not told cameras, `steps` does not fit its schedule, or its
+        makers' sampler is not supported, so that a method has to be named; from the
         returned function: it cannot read the prompt, or views are not in the critic's groups.
     """
     prior = critic.prior
@@ -54,7 +58,7 @@ def sampler(
         mode = "camera" if prior.reads_camera else "text"
     if mode == "camera" and not prior.reads_camera:
         raise ValueError("this critic is not told cameras: ask it by words or by the text")
-    grid, eta = _path(prior.alphas_cumprod, steps, method)
+    chosen = _own(critic, steps) if method is None else _method(critic, steps, method)
     one_noise = mode != "text" and prior.views == 1
 
     @jax.jit
@@ -75,10 +79,8 @@ def sampler(
             cond, uncond = jnp.split(eps, 2)
             return diffusion.cfg(uncond, cond, guidance_scale)
 
-        # Latents have no bounds, pixels in [-1, 1] do.
-        clip = 1.0 if shape == rgb.shape else None
-        fresh = jax.random.fold_in(key, 1) if eta > 0 else None
-        z = diffusion.ddim(denoise, noise, grid, eta=eta, key=fresh, clip=clip)
+        fresh = {"key": jax.random.fold_in(key, 1)} if chosen.stochastic else {}
+        z = chosen.sample(denoise, chosen.start * noise, chosen.grid, **fresh)
         return jnp.clip(prior.decode(params, z), 0.0, 1.0)
 
     def sample(key: Key, prompt: Prompt, camera: Camera) -> Float[Array, "v S S 3"]:
@@ -101,14 +103,34 @@ def sampler(
     return sample
 
 
-def _path(abar: Float[Array, " T"], steps: int, method: Method) -> tuple[Grid, float]:
-    """The noise levels to visit, and the share of noise drawn afresh at each."""
+def _own(critic: Critic, steps: int) -> Sampler:
+    if critic.sampler is None:
+        return _method(critic, steps, "ddim")
+    try:
+        return critic.sampler(steps)
+    except ValueError as error:
+        raise ValueError(f"{error}; or name a method: ddim, ddpm or euler") from error
+
+
+def _method(critic: Critic, steps: int, method: Method) -> Sampler:
+    prior = critic.prior
+    abar = prior.alphas_cumprod
+    # Latents have no bounds, pixels in [-1, 1] do.
+    sample = partial(diffusion.ddim, clip=1.0 if _is_of_pixels(critic) else None)
     match method:
         case "ddim":
-            return diffusion.grid(abar, steps), 0.0
+            return Sampler(diffusion.grid(abar, steps), sample, False, 1.0)
         case "ddpm":
-            return diffusion.grid(abar, steps), 1.0
+            return Sampler(diffusion.grid(abar, steps), partial(sample, eta=1.0), True, 1.0)
         case "euler":
             # Critics are asked at whole timesteps.
             t = np.round(diffusion.timesteps(len(abar), steps, "linspace")).astype(np.int32)
-            return diffusion.ratio_grid(diffusion.noise_ratios(abar)[t], t), 0.0
+            grid = diffusion.ratio_grid(diffusion.noise_ratios(abar)[t], t)
+            return Sampler(grid, sample, False, 1.0)
+
+
+def _is_of_pixels(critic: Critic) -> bool:
+    side, views = critic.prior.size, critic.prior.views
+    rgb = jax.ShapeDtypeStruct((views, side, side, 3), jnp.float32)
+    z = jax.eval_shape(critic.prior.encode, critic.params, jax.random.key(0), rgb)
+    return z.shape == rgb.shape

@@ -7,6 +7,7 @@ z / alpha instead.
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float
 
 from jax3d import diffusion
 from jax3d.diffusion import Grid, Prediction
+from jax3d.weights import WeightsError, checked, read_config, shown
 
 
 class Sampler(NamedTuple):
@@ -27,6 +29,67 @@ class Sampler(NamedTuple):
     start: float
     """Standard deviation of the z to start from."""
 
+
+class Schedule(NamedTuple):
+    """What a `scheduler/` folder says."""
+
+    alphas_cumprod: Float[Array, " T"]
+    prediction: Prediction
+    sampler: Callable[[int], Sampler] | None
+    """The sampler of that many steps; None where no class is named"""
+
+
+_CLASSES = (
+    "DDIMInverseScheduler",
+    "DDIMParallelScheduler",
+    "DDIMScheduler",
+    "DDPMParallelScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "SASolverScheduler",
+    "TCDScheduler",
+    "UniPCMultistepScheduler",
+)
+"""diffusers' schedulers whose betas make a variance-preserving process of whole timesteps. Others
+(EDM, flow matching, consistency models) hold other noise under the same names."""
+
+_KINDS = {
+    "num_train_timesteps": int,
+    "beta_start": float,
+    "beta_end": float,
+    "beta_schedule": str,
+    "prediction_type": str,
+    "rescale_betas_zero_snr": bool | None,
+    "clip_sample": bool | None,
+    "clip_sample_range": float | None,
+    "dynamic_thresholding_ratio": float,
+    "euler_at_final": bool | None,
+    "final_sigmas_type": str | None,
+    "lower_order_final": bool | None,
+    "sample_max_value": float,
+    "set_alpha_to_one": bool,
+    "sigma_max": float | None,
+    "sigma_min": float | None,
+    "steps_offset": int,
+    "thresholding": bool | None,
+    "timestep_spacing": str,
+    "timestep_type": str | None,
+    "use_karras_sigmas": bool | None,
+}
+"""Settings that are read, by what they may be."""
+
+_MOST_TIMESTEPS = 100_000
 
 _FIXED = {
     "algorithm_type": ("dpmsolver++",),
@@ -44,12 +107,71 @@ _FIXED = {
 """Settings of diffusers' schedulers that are read here only at these values."""
 
 
+def read(folder: Path, bounded: bool) -> Schedule:
+    """The schedule, the kind of prediction and the sampler of a `scheduler/` folder.
+
+    Where a schedule ends in nothing but noise, an estimate of eps would not tell the image; abar
+    is there what diffusers' Euler schedulers make of it, 2^-24, for the sampler as well.
+
+    Args:
+      folder: holds `scheduler_config.json`.
+      bounded: whether the critic's samples lie in [-1, 1]; latents are not clipped, whatever the
+        file says, as in diffusers' pipelines.
+
+    Raises:
+      WeightsError: the file is missing, damaged or asks for what is not supported.
+    """
+    path = folder / "scheduler_config.json"
+    config = read_config(path)
+    config = config if bounded else config | {"clip_sample": False, "thresholding": False}
+    try:
+        _demand_variance_preserving(config)
+        abar = jnp.maximum(alphas_cumprod(config), _LEAST_ABAR)
+        schedule = Schedule(abar, prediction(config), partial(_critics_sampler, path, config))
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    return schedule if config.get("_class_name") else schedule._replace(sampler=None)
+
+
+_LEAST_ABAR = 2.0**-24
+
+
+def _critics_sampler(path: Path, config: Mapping[str, Any], steps: int) -> Sampler:
+    try:
+        found = sampler(config, steps)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    alpha = jnp.maximum(found.grid.alpha, _LEAST_ABAR**0.5)
+    return found._replace(grid=found.grid._replace(alpha=alpha))
+
+
+def _demand_variance_preserving(config: Mapping[str, Any]) -> None:
+    kind = config.get("_class_name")
+    if kind is not None and kind not in _CLASSES:
+        raise ValueError(
+            f"a {shown(kind)} is none of the variance-preserving schedulers of diffusers: "
+            f"{', '.join(name.removesuffix('Scheduler') for name in _CLASSES)}"
+        )
+    for name, plain in (("use_flow_sigmas", False), ("timestep_type", "discrete")):
+        if config.get(name) not in (None, plain):
+            raise ValueError(f"{name} = {shown(config[name])} is not supported")
+
+
 def alphas_cumprod(config: Mapping[str, Any]) -> Float[Array, " T"]:
-    """abar of a scheduler's config."""
+    """abar of a scheduler's config.
+
+    Raises:
+      ValueError: a setting is unknown, of another kind, or makes no descending abar.
+    """
+    checked(config, _KINDS)
     if config.get("trained_betas") is not None:
-        return diffusion.trained(config["trained_betas"])
+        return diffusion.trained(_trained_betas(config["trained_betas"]))
     total = config.get("num_train_timesteps", 1000)
+    if not 2 <= total <= _MOST_TIMESTEPS:
+        raise ValueError(f"num_train_timesteps = {total}; 2 to {_MOST_TIMESTEPS} are read")
     ends = (config.get("beta_start", 1e-4), config.get("beta_end", 0.02))
+    if not 0 < ends[0] <= ends[1] < 1:
+        raise ValueError(f"beta_start and beta_end = {ends}; betas rise between 0 and 1")
     match config.get("beta_schedule", "linear"):
         case "linear":
             abar = diffusion.linear(total, *ends)
@@ -61,12 +183,20 @@ def alphas_cumprod(config: Mapping[str, Any]) -> Float[Array, " T"]:
             abar = diffusion.sigmoid(total, *ends)
         case other:
             raise ValueError(
-                f"scheduler_config.json: beta_schedule {other!r} is not known; "
+                f"beta_schedule {shown(other)} is not known; "
                 "known are linear, scaled_linear, squaredcos_cap_v2 and sigmoid"
             )
     if config.get("rescale_betas_zero_snr", False):
         abar = diffusion.zero_terminal_snr(abar)
     return abar
+
+
+def _trained_betas(betas: Any) -> list[float]:
+    if not isinstance(betas, list) or not 2 <= len(betas) <= _MOST_TIMESTEPS:
+        raise ValueError(f"trained_betas: no list of 2 to {_MOST_TIMESTEPS} numbers")
+    if strange := [b for b in betas if type(b) is not float or not 0 < b < 1]:
+        raise ValueError(f"trained_betas holds {shown(strange[0])}; betas are between 0 and 1")
+    return betas
 
 
 def prediction(config: Mapping[str, Any]) -> Prediction:
@@ -75,8 +205,7 @@ def prediction(config: Mapping[str, Any]) -> Prediction:
     name = config.get("prediction_type", "epsilon")
     if name not in names:
         raise ValueError(
-            f"scheduler_config.json: prediction_type {name!r} is not known; "
-            f"known are {', '.join(names)}"
+            f"prediction_type {shown(name)} is not known; known are {', '.join(names)}"
         )
     return names[name]
 
@@ -89,9 +218,7 @@ def sampler(config: Mapping[str, Any], steps: int) -> Sampler:
     """
     for name, known in _FIXED.items():
         if name in config and config[name] not in known:
-            raise ValueError(
-                f"scheduler_config.json: {name} = {config[name]!r} is not supported, only {known}"
-            )
+            raise ValueError(f"{name} = {shown(config[name])} is not supported, only {known}")
     abar = alphas_cumprod(config)
     clip = _clip(config)
     match config.get("_class_name"):
@@ -117,7 +244,7 @@ def sampler(config: Mapping[str, Any], steps: int) -> Sampler:
             return Sampler(grid, _dpm_solver(config, steps), False, 1.0)
         case other:
             raise ValueError(
-                f"scheduler_config.json: scheduler {other!r} is not known; known are DDIM, DDPM, "
+                f"the sampler {shown(other)} is not known; known are DDIM, DDPM, "
                 "PNDM, EulerDiscrete, EulerAncestralDiscrete and DPMSolverMultistep"
             )
 
@@ -132,7 +259,7 @@ def _clip(config) -> diffusion.Clip:
 
 def _dpm_solver(config, steps: int) -> Callable[..., Array]:
     if config.get("thresholding", False):
-        raise ValueError("scheduler_config.json: thresholding is supported in DDIM and DDPM only")
+        raise ValueError("thresholding is supported in DDIM and DDPM only")
     if config.get("solver_order", 2) == 1:
         return diffusion.ddim
     short = config.get("lower_order_final", True) and steps < 15

@@ -4,21 +4,29 @@ A critic is put together of a `Network`, which maps noisy latents to its predict
 autoencoder whose latents those are. Letters as in `base`; b images, l tokens, d their width.
 """
 
+import bisect
+import dataclasses
+import re
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
+from jax3d import weights
 from jax3d.diffusion import Prediction, noise_level, x0_and_eps
+from jax3d.nn import clip_text, tokenizer, unet, vae
 from jax3d.nn.clip_text import CLIPTextModel
-from jax3d.nn.tokenizer import Tokenize
+from jax3d.nn.tokenizer import Tokenizer
 from jax3d.nn.unet import AddedConditions, UNet2DConditionModel
 from jax3d.nn.vae import AutoencoderKL
-from jax3d.priors.base import Prior
-from jax3d.prompts import wordings
+from jax3d.priors import schedulers
+from jax3d.priors.base import Critic, Prior
+from jax3d.prompts import VIEW_SUFFIXES, wordings
 from jax3d.types import Camera, Cond, Condition, Key, Params, Prompt
 
 POSE = 16
@@ -127,7 +135,7 @@ def latent_prior(
     def denoise(
         params,
         z_t: Float[Array, "b h w z"],
-        t: Int[Array, " b"],
+        t: Num[Array, " b"],
         text: Cond,
         camera: Camera | None,
     ) -> Float[Array, "b h w z"]:
@@ -169,22 +177,37 @@ def rgb_as_latents(prior: Prior, rgb_to_latents: Float[Array, "4 z"], side: int)
     return prior._replace(encode=encode)
 
 
-TextTowers = Sequence[tuple[CLIPTextModel, Params, Tokenize]]
-"""One text tower (SD 1 and 2) or two (SDXL), each with its tokenizer."""
+class TextTower(NamedTuple):
+    """A text encoder with its weights and the tokenizer that it was trained with."""
+
+    model: CLIPTextModel
+    params: Params
+    tokenizer: Tokenizer
 
 
-def text_encoder(towers: TextTowers) -> Callable[[Prompt], Condition]:
+class PromptCut(UserWarning):
+    """A prompt is longer than a critic's text encoder reads, and its last words fall off."""
+
+
+def text_encoder(
+    towers: Sequence[TextTower], zero_null: bool = False
+) -> Callable[[Prompt], Condition]:
     """`condition(Prompt) -> Condition` of one tower or of SDXL's two.
 
     One tower gives its last, normalised state. Of two, the states before the last layer are
     joined, and the second one's projection is the pooled embedding.
+
+    Args:
+      towers: one (SD 1 and 2) or two (SDXL).
+      zero_null: the null text, where no negative prompt is given, is zeros and not the embedding
+        of an empty text.
     """
 
     @jax.jit
     def embed(params, ids: list[Int[Array, "b l"]]) -> Cond:
         outputs = [
-            tower.apply({"params": p}, i)
-            for (tower, _, _), p, i in zip(towers, params, ids, strict=True)
+            tower.model.apply({"params": p}, i)
+            for tower, p, i in zip(towers, params, ids, strict=True)
         ]
         if len(outputs) == 1:
             return Cond(outputs[0].last_hidden_state.astype(jnp.float32))
@@ -193,18 +216,69 @@ def text_encoder(towers: TextTowers) -> Callable[[Prompt], Condition]:
         return Cond(tokens.astype(jnp.float32), pooled)
 
     def embed_texts(texts: list[str]) -> Cond:
-        return embed([p for _, p, _ in towers], [jnp.asarray(t(texts)) for _, _, t in towers])
+        ids = [jnp.asarray(tower.tokenizer.ids(texts)) for tower in towers]
+        return embed([tower.params for tower in towers], ids)
 
-    return condition_of(embed_texts)
-
-
-def condition_of(embed_texts: Callable[[list[str]], Cond]) -> Callable[[Prompt], Condition]:
-    """`condition(Prompt) -> Condition` from an embedding of plain texts."""
+    encode = condition_of(embed_texts)
+    tokenizers = [tower.tokenizer for tower in towers]
 
     def condition(prompt: Prompt) -> Condition:
+        plain = kept_words(prompt.text, ("",), tokenizers)
+        worded = kept_words(prompt.text, VIEW_SUFFIXES, tokenizers)
+        negative = kept_words(prompt.negative, ("",), tokenizers)
+        _tell_what_falls_off(prompt, plain, worded, negative)
+        found = encode(prompt._replace(text=plain, negative=negative), worded)
+        if zero_null and not prompt.negative:
+            found = found.replace(null=jax.tree.map(jnp.zeros_like, found.null))
+        return found
+
+    return condition
+
+
+def kept_words(text: str, suffixes: Sequence[str], tokenizers: Sequence[Tokenizer]) -> str:
+    """The text, without the last words that leave no room in a tower for one of the suffixes.
+
+    Raises:
+      ValueError: not even the first word fits.
+    """
+
+    def excess(text: str) -> int:
+        return max(t.count(text + suffix) - t.room for t in tokenizers for suffix in suffixes)
+
+    if excess(text) <= 0:
+        return text
+    ends = [match.end() for match in re.finditer(r"\S+", text)]
+    fit = bisect.bisect_right(ends, 0, key=lambda end: excess(text[:end]))
+    if not fit:
+        raise ValueError(
+            f"the prompt begins with a word that alone is too long for the text encoder: "
+            f"{weights.shown(text)}"
+        )
+    return text[: ends[fit - 1]]
+
+
+def _tell_what_falls_off(prompt: Prompt, plain: str, worded: str, negative: str) -> None:
+    lost = {
+        "the prompt": prompt.text[len(plain) :],
+        "the prompt beside its view word": prompt.text[len(worded) :],
+        "the negative prompt": prompt.negative[len(negative) :],
+    }
+    said = [f"{what} loses {words.strip()!r}" for what, words in lost.items() if words.strip()]
+    if said:
+        message = f"longer than the critic's text encoder reads: {'; '.join(said)}"
+        warnings.warn(message, PromptCut, stacklevel=3)
+
+
+def condition_of(embed_texts: Callable[[list[str]], Cond]) -> Callable[..., Condition]:
+    """`condition(Prompt, worded=None) -> Condition` from an embedding of plain texts.
+
+    `worded` takes the place of the prompt's text before a view word.
+    """
+
+    def condition(prompt: Prompt, worded: str | None = None) -> Condition:
         if not prompt.text.strip():
             raise ValueError("the prompt is empty: say what to make")
-        views = wordings(prompt.text)
+        views = wordings(prompt.text if worded is None else worded)
         both = embed_texts([*views, prompt.negative, prompt.text])
 
         def pick(rows: Any) -> Cond:
@@ -213,3 +287,126 @@ def condition_of(embed_texts: Callable[[list[str]], Cond]) -> Callable[[Prompt],
         return Condition(plain=pick(-1), null=pick(-2), views=pick(np.arange(len(views))))
 
     return condition
+
+
+# Folders.
+
+
+def unet_class(folder: Path) -> str | None:
+    """The class that a folder's `unet/config.json` names; None where there is no `unet/`.
+
+    Raises:
+      WeightsError: the file is missing or no JSON object.
+    """
+    if not (folder / "unet").is_dir():
+        return None
+    return str(weights.read_config(folder / "unet" / "config.json").get("_class_name"))
+
+
+def recognises(folder: Path) -> bool:
+    """Whether it is a folder in diffusers' layout with a text-to-image UNet of latents."""
+    return (folder / "vae").is_dir() and unet_class(folder) == "UNet2DConditionModel"
+
+
+def open(folder: Path, dtype: Any = jnp.float32) -> Critic:
+    """The critic of a Stable Diffusion 1, 2 or XL folder.
+
+    Args:
+      folder: in diffusers' layout.
+      dtype: of the denoiser's and the text towers' weights and arithmetic; norms, softmax and
+        the autoencoder are float32 always.
+
+    Raises:
+      ValueError: a file is missing, damaged, unsupported or does not fit the others.
+    """
+    net, net_params = unet.load(folder / "unet", dtype)
+    coder, coder_params = vae.load(folder / "vae")
+    schedule = schedulers.read(folder / "scheduler", bounded=False)
+    towers = read_towers(folder, dtype)
+    size = demand_fit(net, coder, towers, folder)
+    params = {"unet": net_params, "vae": coder_params}
+    double = len(towers) > 1
+    return Critic(
+        latent_prior(
+            text_network(net, size), coder, schedule.alphas_cumprod, schedule.prediction, size
+        ),
+        params,
+        text_encoder(towers, double and _zero_null(folder)),
+        f"Stable Diffusion{' XL' if double else ''}, {size} px, "
+        f"{schedule.prediction}-prediction, from {folder}",
+        digest(params, towers, schedule, net, coder),
+        schedule.sampler,
+    )
+
+
+def read_towers(folder: Path, dtype: Any) -> list[TextTower]:
+    """The text towers of a folder in diffusers' layout, each with its tokenizer."""
+    towers = []
+    for suffix in ("", "_2"):
+        if (folder / f"text_encoder{suffix}").is_dir() or not suffix:
+            model, params = clip_text.load(folder / f"text_encoder{suffix}", dtype)
+            length, words = model.config.max_position_embeddings, model.config.vocab_size
+            reader = tokenizer.load(folder / f"tokenizer{suffix}", length, words=words)
+            towers.append(TextTower(model, params, reader))
+    return towers
+
+
+def demand_fit(
+    net: UNet2DConditionModel, coder: AutoencoderKL, towers: Sequence[TextTower], source: Path
+) -> int:
+    """The side of the critic's images, pixels.
+
+    Raises:
+      WeightsError: the denoiser was made for another task, or for other parts than lie beside it.
+    """
+    channels = coder.latent_channels
+    if (net.in_channels, net.out_channels) != (channels, channels):
+        raise weights.WeightsError(
+            f"{source}: the UNet takes {net.in_channels} channels and gives {net.out_channels}, "
+            f"latents have {channels}: inpainting, depth, editing and upscaling models, which are "
+            "told a picture beside the text, are not supported"
+        )
+    if (coder.in_channels, coder.out_channels) != (3, 3):
+        raise weights.WeightsError(f"{source}: the autoencoder's pictures are not RGB")
+    width = net.encoder_hid_dim or net.cross_attention_dim
+    width = width[0] if isinstance(width, tuple) else width
+    given = sum(tower.model.config.hidden_size for tower in towers)
+    if given != width:
+        raise weights.WeightsError(
+            f"{source}: the UNet reads text embeddings of width {width}, its text encoders make "
+            f"{given}: the folder mixes parts of different models"
+        )
+    pooled = net.addition_embed_type == "text_time"
+    if pooled != (len(towers) == 2) or (pooled and not towers[1].model.config.with_projection):
+        raise weights.WeightsError(
+            f"{source}: {len(towers)} text encoders beside a UNet of addition_embed_type "
+            f"{net.addition_embed_type}; SDXL has two, the second with a projection, others one"
+        )
+    return net.sample_size * 2 ** (len(coder.block_out_channels) - 1)
+
+
+def digest(
+    params: Params,
+    towers: Sequence[TextTower],
+    schedule: schedulers.Schedule,
+    *networks: UNet2DConditionModel | AutoencoderKL,
+) -> str:
+    """Of all that a critic judges by: weights and their types, schedule, networks' settings."""
+    settings = [
+        {f.name: getattr(net, f.name) for f in dataclasses.fields(net) if f.name not in _OTHERWISE}
+        for net in networks
+    ]
+    settings += [vars(tower.model.config) | {"dtype": None} for tower in towers]
+    tree = [params, [tower.params for tower in towers], schedule.alphas_cumprod]
+    return weights.digest(tree, [schedule.prediction, settings])
+
+
+_OTHERWISE = ("parent", "name", "dtype", "remat")
+"""Fields of networks that decide nothing, or are seen in the weights."""
+
+
+def _zero_null(folder: Path) -> bool:
+    """SDXL's null text is zeros, unless its `model_index.json` says otherwise."""
+    index = folder / "model_index.json"
+    config = weights.read_config(index) if index.is_file() else {}
+    return config.get("force_zeros_for_empty_prompt", True) is not False

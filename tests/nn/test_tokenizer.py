@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 def test_ids_are_those_of_transformers(folder):
     golden = json.loads((GOLDEN / "clip_tokens.json").read_text())
-    ids = tokenizer.load(folder)(golden["strings"])
+    ids = tokenizer.load(folder).ids(golden["strings"])
     for row, whole in zip(ids, golden["untruncated"], strict=True):
         kept = whole if len(whole) <= 77 else [*whole[:76], END]
         np.testing.assert_array_equal(row, [*kept, *[END] * (77 - len(kept))])
@@ -43,7 +43,7 @@ def test_odd_strings(folder):
         "#\u2026 2#@a x": [12834, 273, 35062, 320, 343],
         "12345 3D": [272, 273, 274, 275, 276, 274, 323],
     }
-    ids = tokenizer.load(folder)(list(expected))
+    ids = tokenizer.load(folder).ids(list(expected))
     for row, inside in zip(ids, expected.values(), strict=True):
         np.testing.assert_array_equal(row[: len(inside) + 2], [START, *inside, END])
 
@@ -53,9 +53,9 @@ def test_padding_is_what_the_folder_says(folder, tmp_path):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     for written in ('{"pad_token": "!"}', '{"pad_token": {"content": "!"}}'):
         (tmp_path / "special_tokens_map.json").write_text(written)
-        row = tokenizer.load(tmp_path, 5)(["hi"])[0]
+        row = tokenizer.load(tmp_path, 5).ids(["hi"])[0]
         np.testing.assert_array_equal(row, [START, 1883, END, 0, 0])
-    assert tokenizer.load(tmp_path, 5, pad="<|endoftext|>")(["hi"])[0][-1] == END
+    assert tokenizer.load(tmp_path, 5, pad="<|endoftext|>").ids(["hi"])[0][-1] == END
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):

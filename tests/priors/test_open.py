@@ -24,7 +24,8 @@ from safetensors.numpy import save_file
 
 from jax3d import weights
 from jax3d.nn import unet, vae
-from jax3d.priors.folder import open_prior, read_schedule
+from jax3d.priors import schedulers
+from jax3d.priors.open import open_critic
 from jax3d.types import Prompt
 
 
@@ -35,7 +36,7 @@ def z_shape(critic):
 
 
 def test_stable_diffusion(tmp_path):
-    critic = open_prior(str(write_usable(tmp_path, "sd15")))
+    critic = open_critic(str(write_usable(tmp_path, "sd15")))
     assert critic.name == f"Stable Diffusion, 64 px, eps-prediction, from {tmp_path}"
     assert critic.prior.views == 1
     assert z_shape(critic) == (4, 16, 16, 4)
@@ -50,11 +51,11 @@ def test_stable_diffusion(tmp_path):
 
 
 def test_v_prediction_comes_from_the_scheduler(tmp_path):
-    assert "v-prediction" in open_prior(str(write_usable(tmp_path, "sd21"))).name
+    assert "v-prediction" in open_critic(str(write_usable(tmp_path, "sd21"))).name
 
 
 def test_stable_diffusion_xl_has_two_towers(tmp_path):
-    critic = open_prior(str(write_usable(tmp_path, "sdxl")), jnp.bfloat16)
+    critic = open_critic(str(write_usable(tmp_path, "sdxl")), jnp.bfloat16)
     assert critic.name.startswith("Stable Diffusion XL")
     assert critic.params["unet"]["conv_in"]["kernel"].dtype == jnp.bfloat16
     assert critic.params["vae"]["quant_conv"]["kernel"].dtype == jnp.float32
@@ -69,18 +70,18 @@ def mvdream_folder(tmp_path_factory):
 
 
 def test_mvdream_folders_of_both_conversions(mvdream_folder):
-    critic = open_prior(str(mvdream_folder))
+    critic = open_critic(str(mvdream_folder))
     assert critic.name.startswith("MVDream, 4 views of 128 px")
     assert critic.prior.views == 4
     file = mvdream_folder / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({f"unet.{k}": np.array(v) for k, v in weights.load(file).items()}, file)
-    other = open_prior(str(mvdream_folder))
+    other = open_critic(str(mvdream_folder))
     assert jax.tree.all(jax.tree.map(np.array_equal, critic.params, other.params))
 
 
 def test_pixel_critics_read_embeddings_from_a_file(tmp_path):
     known = write_pixels(tmp_path)
-    critic = open_prior(str(tmp_path))
+    critic = open_critic(str(tmp_path))
     assert critic.name.startswith("pixel-space critic, 16 px")
     cond = critic.condition(Prompt("a cat"))
     np.testing.assert_array_equal(cond.views.tokens[1], known["a cat, front view"])
@@ -228,10 +229,10 @@ def test_the_original_mvdream_file(tmp_path, suffix):
     else:
         save_file(flat, path)
     with pytest.raises(ValueError, match="tokenizer"):
-        open_prior(str(tmp_path))
+        open_critic(str(tmp_path))
     source = write_folder(tmp_path / "other", "sd15")
     (source / "tokenizer").rename(tmp_path / "tokenizer")
-    critic = open_prior(str(tmp_path))
+    critic = open_critic(str(tmp_path))
     assert critic.name == f"MVDream, 4 views of 64 px, from {path}"
     kernel = critic.params["unet"]["down_blocks_0"]["resnets_0"]["conv1"]["kernel"]
     theirs = parts["model.diffusion_model."]["input_blocks.1.0.in_layers.2.weight"]
@@ -241,12 +242,12 @@ def test_the_original_mvdream_file(tmp_path, suffix):
 
 def test_a_missing_folder_and_a_strange_one(tmp_path):
     with pytest.raises(ValueError, match="no such file or folder"):
-        open_prior(str(tmp_path / "absent"))
-    with pytest.raises(ValueError, match=r"unet/ is missing"):
-        open_prior(str(tmp_path))
+        open_critic(str(tmp_path / "absent"))
+    with pytest.raises(ValueError, match="no critic that is known; known are"):
+        open_critic(str(tmp_path))
     save_file({"a": np.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="no denoiser that knows cameras"):
-        open_prior(str(tmp_path))
+        open_critic(str(tmp_path))
 
 
 def test_a_hub_name_without_a_network(monkeypatch):
@@ -255,7 +256,7 @@ def test_a_hub_name_without_a_network(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(ValueError, match=r"someone/model: .*\(no network\).*pass its folder"):
-        open_prior("someone/model")
+        open_critic("someone/model")
 
 
 def break_config(folder):
@@ -335,14 +336,14 @@ def break_scheduler(folder):
 def test_bad_folders_say_what_is_wrong(tmp_path, damage):
     folder = write_folder(tmp_path, "sd15")
     with pytest.raises(ValueError, match=damage(folder)):
-        open_prior(str(folder))
+        open_critic(str(folder))
     assert not (folder / "ran").exists()
 
 
 def test_zero_terminal_snr_is_read(tmp_path):
     config = NETWORKS["sd15"]["scheduler"] | {"rescale_betas_zero_snr": True}
     (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
-    assert read_schedule(tmp_path)[0][-1] == 2.0**-24
+    assert schedulers.read(tmp_path, bounded=False).alphas_cumprod[-1] == 2.0**-24
 
 
 def test_unet_folder_of_the_wrong_class(tmp_path):

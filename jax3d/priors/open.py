@@ -1,0 +1,63 @@
+"""Opening a critic, whatever its kind: looks at what is there and hands it to the right module."""
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from jax3d.priors import deepfloyd, embedded, mvdream, stable_diffusion
+from jax3d.priors.base import Critic
+
+_SYSTEMS = (embedded, stable_diffusion, mvdream, deepfloyd)
+"""Each has `recognises(path)` and `open(path, dtype)`; the first to recognise a path opens it."""
+
+_KNOWN = (
+    'known are "embedded"; a .safetensors file with its .json beside, as `jax3d train prior` '
+    "writes it; folders in diffusers' layout of Stable Diffusion 1, 2 and XL (unet/, vae/, "
+    "text_encoder/, tokenizer/, scheduler/), of MVDream (the same, its unet/ a "
+    "MultiViewUNetModel) and of pixel-space critics (no vae/); and MVDream's original checkpoint "
+    "(.pt, .ckpt or .safetensors), by itself or alone in a folder"
+)
+
+
+def open_critic(path: str | Path = "embedded", dtype: Any = jnp.float32) -> Critic:
+    """The critic at `path`; `Critic.name` says what was found.
+
+    Args:
+      path: "embedded", a file, a folder, or `owner/name` on the Hugging Face hub.
+      dtype: of a large critic's weights and arithmetic, such as `jnp.bfloat16`; norms, softmax and
+        the autoencoder are float32 always, and so is the embedded critic.
+
+    Raises:
+      ValueError: nothing is there, nothing known is there, or a file of it is missing, damaged
+        or does not fit.
+    """
+    if path == "embedded":
+        return embedded.open()
+    found = _local(str(path))
+    for system in _SYSTEMS:
+        if system.recognises(found):
+            return system.open(found, jnp.dtype(dtype))
+    kind = None if found.is_file() else stable_diffusion.unet_class(found)
+    described = f"its unet/config.json describes a {kind}" if kind else "no critic that is known"
+    raise ValueError(f"{path}: {described}; {_KNOWN}")
+
+
+def _local(path: str) -> Path:
+    """The file or folder itself, or the hub's snapshot under that name."""
+    if Path(path).exists():
+        return Path(path)
+    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise ValueError(f"{path}: no such file or folder; {_KNOWN}")
+    # Imported here: nothing else needs the hub.
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.txt", "*.safetensors", "*.pt"]
+    try:
+        return Path(snapshot_download(path, allow_patterns=patterns))
+    except Exception as error:  # offline, no such name, no permission: a dozen classes
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path}: no such folder here, and the Hugging Face hub did not give it ({reason}). "
+            "Fetch it on a machine with a network and pass its folder"
+        ) from error
