@@ -8,7 +8,7 @@ z / alpha instead.
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -170,6 +170,8 @@ def alphas_cumprod(config: Mapping[str, Any]) -> Float[Array, " T"]:
     if not 2 <= total <= _MOST_TIMESTEPS:
         raise ValueError(f"num_train_timesteps = {total}; 2 to {_MOST_TIMESTEPS} are read")
     ends = (config.get("beta_start", 1e-4), config.get("beta_end", 0.02))
+    if any((config.get(name) or 1.0) <= 0 for name in ("sigma_min", "sigma_max")):
+        raise ValueError("sigma_min and sigma_max are above 0")
     if not 0 < ends[0] <= ends[1] < 1:
         raise ValueError(f"beta_start and beta_end = {ends}; betas rise between 0 and 1")
     match config.get("beta_schedule", "linear"):
@@ -219,6 +221,9 @@ def sampler(config: Mapping[str, Any], steps: int) -> Sampler:
     for name, known in _FIXED.items():
         if name in config and config[name] not in known:
             raise ValueError(f"{name} = {shown(config[name])} is not supported, only {known}")
+    spacing = config.get("timestep_spacing", "leading")
+    if spacing not in get_args(diffusion.Spacing):
+        raise ValueError(f"timestep_spacing {shown(spacing)} is not known")
     abar = alphas_cumprod(config)
     clip = _clip(config)
     match config.get("_class_name"):
@@ -230,6 +235,8 @@ def sampler(config: Mapping[str, Any], steps: int) -> Sampler:
             sample = partial(diffusion.ddim, eta=1.0, clip=clip, large=large)
             return Sampler(_grid(config, abar, steps), sample, True, 1.0)
         case "PNDMScheduler":
+            if steps < 2:
+                raise ValueError(f"steps={steps}: PNDM takes 2 or more")
             config = {"set_alpha_to_one": False} | dict(config)
             return Sampler(_grid(config, abar, steps), diffusion.plms, False, 1.0)
         case "EulerDiscreteScheduler":

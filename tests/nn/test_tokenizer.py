@@ -61,3 +61,58 @@ def test_padding_is_what_the_folder_says(folder, tmp_path):
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"vocab\.json and merges\.txt"):
         tokenizer.load(tmp_path)
+
+
+def as_one_file(folder, target, pairs):
+    """The same tokenizer as transformers 5 keeps it."""
+    lines = (folder / "merges.txt").read_text("utf-8").split("\n")[1:]
+    merges = [line for line in lines if len(line.split()) == 2]
+    vocab = json.loads((folder / "vocab.json").read_text())
+    ends = [{"id": vocab[t], "content": t} for t in ("<|startoftext|>", "<|endoftext|>")]
+    model = {
+        "type": "BPE",
+        "vocab": vocab,
+        "merges": [m.split() for m in merges] if pairs else merges,
+    }
+    target.mkdir()
+    (target / "tokenizer.json").write_text(json.dumps({"added_tokens": ends, "model": model}))
+    (target / "tokenizer_config.json").write_text('{"pad_token": "!"}')
+    return target
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_a_folder_of_transformers_5(folder, tmp_path, pairs):
+    golden = json.loads((GOLDEN / "clip_tokens.json").read_text())["strings"]
+    whole = tokenizer.load(as_one_file(folder, tmp_path / "one", pairs))
+    expected = tokenizer.load(folder, pad="!").ids(golden)
+    np.testing.assert_array_equal(whole.ids(golden), expected)
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("added_tokens.json", {"<cat-toy>": 49408, "<hat>": 49409}),
+    ("tokenizer_config.json", {"added_tokens_decoder": {
+        "49408": {"content": "<cat-toy>"}, "49409": {"content": "<hat>"}, "0": {"content": "!"}}}),
+])  # fmt: skip
+def test_added_tokens_of_textual_inversion(folder, tmp_path, name, content):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / name).write_text(json.dumps(content))
+    reader = tokenizer.load(tmp_path, words=49410)
+    plain = tokenizer.load(folder)
+    a, hi = plain.ids(["a hi!"])[0][1:3]
+    row = reader.ids(["a <cat-toy> hi! <hat>"])[0]
+    bang = plain.ids(["hi!"])[0][2]
+    np.testing.assert_array_equal(row[:7], [START, a, 49408, hi, bang, 49409, END])
+    with pytest.raises(ValueError, match="'<hat>' among them, have no row"):
+        tokenizer.load(tmp_path, words=49409)
+
+
+def test_tokens_are_counted_before_the_cut(folder):
+    reader = tokenizer.load(folder, 5)
+    assert reader.room == 3
+    assert [reader.count(text) for text in ("", "hi", "a red chair!", "hi " * 100)] == [
+        0,
+        1,
+        4,
+        100,
+    ]

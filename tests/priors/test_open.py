@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import huggingface_hub
 import jax
@@ -24,7 +25,7 @@ from safetensors.numpy import save_file
 
 from jax3d import weights
 from jax3d.nn import unet, vae
-from jax3d.priors import schedulers
+from jax3d.priors import embedded, schedulers, stable_diffusion
 from jax3d.priors.open import open_critic
 from jax3d.types import Prompt
 
@@ -344,6 +345,95 @@ def test_zero_terminal_snr_is_read(tmp_path):
     config = NETWORKS["sd15"]["scheduler"] | {"rescale_betas_zero_snr": True}
     (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
     assert schedulers.read(tmp_path, bounded=False).alphas_cumprod[-1] == 2.0**-24
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.fixture(scope="module")
+def sd15_folder(tmp_path_factory):
+    return write_usable(tmp_path_factory.mktemp("sd15"), "sd15")
+
+
+@pytest.fixture
+def sd15(sd15_folder, tmp_path):
+    return shutil.copytree(sd15_folder, tmp_path / "sd15")
+
+
+@pytest.mark.parametrize("channels", [5, 7, 8, 9])
+def test_networks_that_are_told_a_picture_are_refused(sd15, channels):
+    edit(sd15 / "unet" / "config.json", in_channels=channels)
+    file = sd15 / "unet" / "diffusion_pytorch_model.safetensors"
+    flat = {k: np.array(v) for k, v in weights.load(file).items()}
+    flat["conv_in.weight"] = np.zeros((32, channels, 3, 3), np.float16)
+    save_file(flat, file)
+    with pytest.raises(ValueError, match=f"takes {channels} channels .*inpainting, depth, edit"):
+        open_critic(sd15)
+
+
+def test_upscalers_of_pixels_are_refused(tmp_path):
+    write_pixels(tmp_path)
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    flat = {k: np.array(v) for k, v in weights.load(file).items()}
+    flat["conv_in.weight"] = np.zeros((32, 6, 3, 3), np.float16)
+    save_file(flat, file)
+    edit(tmp_path / "unet" / "config.json", in_channels=6)
+    with pytest.raises(ValueError, match="takes 6 channels"):
+        open_critic(tmp_path)
+
+
+def test_the_digest_is_of_all_that_judges(sd15):
+    schedule = sd15 / "scheduler" / "scheduler_config.json"
+    changes = [
+        lambda: None,
+        lambda: edit(schedule, prediction_type="v_prediction"),
+        lambda: edit(schedule, beta_end=0.02),
+        lambda: edit(sd15 / "vae" / "config.json", scaling_factor=0.2),
+        lambda: edit(sd15 / "text_encoder" / "config.json", hidden_act="gelu"),
+        lambda: edit(sd15 / "unet" / "config.json", attention_head_dim=8),
+    ]
+    seen = []
+    for change in changes:
+        change()
+        seen.append(open_critic(sd15).digest)
+    seen.append(open_critic(sd15, "bfloat16").digest)
+    assert len(set(seen)) == len(seen)
+    edit(schedule, _diffusers_version="9.9")
+    edit(schedule, timestep_spacing="trailing")  # how it is sampled is not what it judges
+    assert open_critic(sd15, "bfloat16").digest == seen[-1]
+
+
+def test_the_embedded_critic_by_name_and_by_file():
+    by_name, by_file = open_critic(), open_critic(embedded.WEIGHTS)
+    assert by_name.name == by_file.name == embedded.NAME
+    assert by_name.digest == by_file.digest
+    assert len(by_name.digest) == 64
+
+
+@pytest.mark.parametrize(("index", "zero"), [
+    (None, True),
+    ({"force_zeros_for_empty_prompt": True}, True),
+    ({"_class_name": "StableDiffusionXLPipeline"}, True),
+    ({"force_zeros_for_empty_prompt": False}, False),
+])  # fmt: skip
+def test_the_null_text_of_xl(sdxl, index, zero):
+    (sdxl / "model_index.json").unlink(missing_ok=True)
+    if index is not None:
+        (sdxl / "model_index.json").write_text(json.dumps(index))
+    towers = stable_diffusion.read_towers(sdxl, jnp.float32)
+    condition = stable_diffusion.text_encoder(towers, stable_diffusion._zero_null(sdxl))
+    cond = condition(Prompt("a cat"))
+    assert bool(jnp.all(cond.null.tokens == 0) & jnp.all(cond.null.pooled == 0)) == zero
+    assert jnp.any(cond.plain.pooled != 0)
+    given = condition(Prompt("a cat", "a dog"))
+    assert jnp.any(given.null.tokens != 0)
+    assert jnp.any(given.null.pooled != 0)
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory):
+    return write_usable(tmp_path_factory.mktemp("sdxl"), "sdxl")
 
 
 def test_unet_folder_of_the_wrong_class(tmp_path):

@@ -1,5 +1,8 @@
 """Pictures from a critic alone."""
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +12,7 @@ from toys import no_condition
 
 from jax3d import cli, diffusion, image
 from jax3d.camera import in_groups, orbit
-from jax3d.priors import sampling
+from jax3d.priors import sampling, schedulers
 from jax3d.priors.base import Critic
 from jax3d.priors.gaussian import GaussianData, gaussian
 from jax3d.types import Prompt
@@ -36,6 +39,74 @@ def test_every_method_draws_the_data(method):
     pixels = jnp.concatenate([first, other])
     np.testing.assert_allclose(pixels.mean(0), MEAN, atol=5 * 0.05 / np.sqrt(8))
     np.testing.assert_allclose((pixels - MEAN).std(), 0.05, rtol=0.35)
+
+
+TABLES = json.loads(Path(__file__).with_name("schedulers.json").read_text())
+OWN = [name for name, table in TABLES.items() if name != "euler_svd"]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_critics_own_sampler_draws_the_steps_of_its_table(name, tmp_path):
+    """From diffusers' first input to its last output, through the function that draws."""
+    table = TABLES[name]
+    if "in_noises" in table:
+        pytest.skip("draws noise of its own")
+    config = table["config"]
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    schedule = schedulers.read(tmp_path, bounded=True)
+    outputs = jnp.array(table["in_model_outputs"])
+    steps = len(outputs) - (config["_class_name"] == "PNDMScheduler")
+    asked = []
+    own = schedule.sampler(steps)
+
+    def denoise(z, t):
+        # The network's output, by its place in the table, as the noise that critics answer with.
+        output = outputs[len(asked)]
+        asked.append(float(t))
+        alpha, sigma = diffusion.noise_level(schedule.alphas_cumprod, jnp.asarray(t)[None], 1)
+        return diffusion.x0_and_eps(output, z, alpha, sigma, schedule.prediction)[1]
+
+    with jax.disable_jit():
+        last = own.sample(denoise, jnp.array(table["scaled_inputs"][0]), own.grid)
+    np.testing.assert_allclose(asked, table["timesteps"], rtol=1e-5, atol=1e-5)
+    if "Euler" in config["_class_name"]:
+        last = last / own.grid.next_alpha[-1]
+    # Karras' levels lie between whole timesteps, and mere noise tells x0 in few digits.
+    rough = config.get("use_karras_sigmas") or config.get("rescale_betas_zero_snr")
+    np.testing.assert_allclose(
+        last, table["prev_samples"][-1], rtol=2e-2 if rough else 1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("kind", [
+    "DDIM", "DDPM", "PNDM", "EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep",
+])  # fmt: skip
+def test_the_makers_sampler_draws_the_data(tmp_path, kind):
+    config = {"_class_name": f"{kind}Scheduler", "num_train_timesteps": 200, "beta_end": 0.1}
+    config |= {"timestep_spacing": "trailing", "clip_sample": False}
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    schedule = schedulers.read(tmp_path, bounded=True)
+    chosen = critic(alphas_cumprod=schedule.alphas_cumprod)
+    prior = gaussian(4, schedule.alphas_cumprod)
+    chosen = chosen._replace(prior=prior, sampler=schedule.sampler)
+    pixels = jnp.concatenate(
+        [
+            sampling.sampler(chosen, None, 1.0, 50)(jax.random.key(k), Prompt("x"), AROUND)
+            for k in (0, 1)
+        ]
+    )
+    np.testing.assert_allclose(pixels.mean(0), MEAN, atol=6 * 0.05 / np.sqrt(8))
+    np.testing.assert_allclose((pixels - MEAN).std(), 0.05, rtol=0.4)
+
+
+def test_a_makers_sampler_that_is_not_supported_asks_for_a_method(tmp_path):
+    (tmp_path / "scheduler_config.json").write_text('{"_class_name": "UniPCMultistepScheduler"}')
+    chosen = critic()._replace(sampler=schedulers.read(tmp_path, bounded=False).sampler)
+    with pytest.raises(
+        ValueError, match=r"'UniPCMultistepScheduler' is not known.*or name a method"
+    ):
+        sampling.sampler(chosen)
+    sampling.sampler(chosen, method="ddim")
 
 
 @pytest.mark.parametrize(("mode", "views", "same"), [

@@ -130,3 +130,43 @@ def test_dpmpp_and_plms_converge_faster_than_ddim():
     assert error(diffusion.dpmpp_2m, even) < error(diffusion.ddim, even) / 3
     even = diffusion.grid(abar, 25, spacing="leading", offset=1)
     assert error(diffusion.plms, even) < error(diffusion.ddim, even) / 3
+
+
+def test_a_folder_tells_schedule_and_sampler(tmp_path):
+    path = tmp_path / "scheduler_config.json"
+    for table in TABLES.values():
+        config = table["config"]
+        path.write_text(json.dumps(config))
+        if config.get("timestep_type") == "continuous":
+            continue
+        schedule = schedulers.read(tmp_path, bounded=True)
+        assert schedule.prediction == schedulers.prediction(config)
+        assert float(schedule.alphas_cumprod.min()) >= 2.0**-24
+        own, plain = schedule.sampler(4), schedulers.sampler(config, 4)
+        np.testing.assert_array_equal(own.grid.t, plain.grid.t)
+        assert float(own.grid.alpha.min()) >= 2.0**-12
+    path.write_text("{}")
+    assert schedulers.read(tmp_path, bounded=True).sampler is None
+
+
+def test_latents_are_not_clipped(tmp_path):
+    config = TABLES["ddim_sd15"]["config"] | {"clip_sample": True, "thresholding": True}
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    assert schedulers.read(tmp_path, bounded=False).sampler(4).sample.keywords["clip"] is None
+    assert schedulers.read(tmp_path, bounded=True).sampler(4).sample.keywords["clip"] is not None
+
+
+@pytest.mark.parametrize(("changes", "steps", "match"), [
+    ({"_class_name": "UniPCMultistepScheduler"}, 4, "'UniPCMultistepScheduler' is not known"),
+    ({"timestep_spacing": "geometric"}, 4, "timestep_spacing 'geometric'"),
+    ({"_class_name": "PNDMScheduler"}, 1, "PNDM takes 2 or more"),
+    ({"steps_offset": 1}, 1000, "go beyond 1000 timesteps"),
+    ({}, 0, "takes 1 to 1000 steps"),
+    ({}, 1001, "takes 1 to 1000 steps"),
+])  # fmt: skip
+def test_samplers_that_cannot_be(tmp_path, changes, steps, match):
+    config = TABLES["ddim_sd15"]["config"] | changes
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    schedule = schedulers.read(tmp_path, bounded=False)
+    with pytest.raises(ValueError, match=rf"scheduler_config\.json: .*{match}"):
+        schedule.sampler(steps)

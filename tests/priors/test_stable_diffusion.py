@@ -1,20 +1,22 @@
 """Latent critics: the official gradient, cheap latents, batches of assets."""
 
+import itertools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoints import NETWORKS, vectors, write_network
+from checkpoints import NETWORKS, vectors, write_network, write_tokenizer
 from toys import knobs, shot
 
 from jax3d import diffusion
 from jax3d.camera import orbit
 from jax3d.guidance.sds import sds
 from jax3d.nn import unet, vae
+from jax3d.nn.tokenizer import Tokenizer
 from jax3d.priors import stable_diffusion as sd
-from jax3d.types import Cond, Condition, Render
+from jax3d.types import Cond, Condition, Prompt, Render
 
 ABAR = diffusion.scaled_linear()
 
@@ -174,3 +176,60 @@ def test_a_step_of_many_assets_is_one_batch():
     batches = re.findall(r"stablehlo\.convolution.*?\(tensor<(\d+)x", many)
     assert set(batches) == {"20", "10"}
     assert "tensor<5x3x3x" not in many
+
+
+def reader(room):
+    """A tokenizer that counts words."""
+    return Tokenizer(lambda texts: None, lambda text: len(text.replace(",", " , ").split()), room)
+
+
+@pytest.mark.parametrize(("text", "suffixes", "rooms", "kept"), [
+    ("a red chair", ("",), [3], "a red chair"),
+    ("a red chair", ("",), [2], "a red"),
+    ("a  red\nchair ", ("",), [2], "a  red"),
+    ("a red chair", (", side view", ", front"), [6], "a red chair"),
+    ("a red chair", (", side view", ", front"), [5], "a red"),
+    ("a red chair", (", side view",), [6, 4], "a"),
+    ("a red chair", (", side view",), [4, 6], "a"),
+    ("", (", side view",), [3], ""),
+])  # fmt: skip
+def test_words_that_leave_room_for_a_suffix(text, suffixes, rooms, kept):
+    assert sd.kept_words(text, suffixes, [reader(room) for room in rooms]) == kept
+
+
+def test_a_first_word_that_is_too_long():
+    with pytest.raises(ValueError, match="begins with a word that alone is too long"):
+        sd.kept_words("chair", (", side view",), [reader(3)])
+
+
+@pytest.fixture(scope="module")
+def condition(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    write_network(folder, "sd15", "text_encoder")
+    write_tokenizer(folder / "tokenizer")
+    return sd.text_encoder(sd.read_towers(folder, jnp.float32))
+
+
+def test_a_long_prompt_keeps_its_view_words_and_says_what_it_loses(condition):
+    # 14 letters fit, and 11 beside a view word's three tokens.
+    with pytest.warns(sd.PromptCut) as caught:
+        long = condition(Prompt("a b c d e f g h i j k l m n o p"))
+    assert str(caught[0].message) == (
+        "longer than the critic's text encoder reads: the prompt loses 'o p'; "
+        "the prompt beside its view word loses 'l m n o p'"
+    )
+    short = condition(Prompt("a b c d e f g h i j k"))
+    np.testing.assert_array_equal(long.views.tokens, short.views.tokens)
+    for one, other in itertools.combinations(long.views.tokens, 2):
+        assert jnp.abs(one - other).max() > 1e-3
+    full = condition(Prompt("a b c d e f g h i j k")).plain
+    assert jnp.abs(long.plain.tokens - full.tokens).max() > 1e-3
+
+
+def test_a_long_negative_prompt_says_what_it_loses(condition):
+    with pytest.warns(sd.PromptCut, match="the negative prompt loses 'o p'"):
+        condition(Prompt("a b", "a b c d e f g h i j k l m n o p"))
+
+
+def test_a_prompt_that_fits_says_nothing(condition):
+    condition(Prompt("a b c d e f g h i j k", "a b c d e f g h i j k l m n"))
