@@ -254,3 +254,22 @@ def test_loading_costs_the_file_and_little_more(tmp_path):
     save_file(flat, tmp_path / "big.safetensors")
     size = (tmp_path / "big.safetensors").stat().st_size
     assert peak_of_loading(tmp_path / "big.safetensors", shape) <= 1.2 * size
+
+
+def test_the_digest_tells_bytes_types_shapes_names_and_facts():
+    trees = [
+        {"a": jnp.zeros(4)},
+        {"b": jnp.zeros(4)},
+        {"a": jnp.zeros(2)},
+        {"a": jnp.zeros((2, 2))},
+        {"a": jnp.zeros(4).at[0].set(1e-7)},
+        {"a": jnp.zeros(4, jnp.bfloat16)},
+        {"a": jnp.zeros(4, jnp.float16)},
+        {"a": jnp.zeros(())},
+        {"a": jnp.zeros(1)},
+        {"a": {"c": jnp.zeros(4)}},
+    ]
+    seen = [weights.digest(tree) for tree in trees] + [weights.digest(trees[0], {"size": 3})]
+    assert len(set(seen)) == len(seen)
+    assert weights.digest({"a": np.zeros(4, np.float32)}) == seen[0]
+    assert weights.digest({"a": np.zeros((2, 4), np.float32).T[:, 0]}) == seen[0]
