@@ -9,8 +9,11 @@ States are stored as one flat dictionary of arrays `[n, ...]`, by the names of t
 host: what was saved on eight devices is read on one.
 """
 
+import contextlib
+import errno
 import json
 import os
+import re
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
@@ -34,6 +37,12 @@ def demand_storage(root: epath.PathLike) -> None:
         )
 
 
+def absolute(path: epath.PathLike) -> epath.Path:
+    """A path that means the same wherever the process goes, as Orbax asks; URLs are left alone."""
+    path = epath.Path(path)
+    return path if "://" in os.fspath(path) else path.expanduser().absolute()
+
+
 def within(folder: epath.Path) -> list[epath.Path]:
     """What a folder holds: nothing where it is missing, as a bucket's empty folders are."""
     try:
@@ -43,7 +52,7 @@ def within(folder: epath.Path) -> list[epath.Path]:
 
 
 class Checkpoints:
-    """The checkpoints in one folder, which may be a gs:// URL."""
+    """The checkpoints in one folder, which may be a gs:// URL; a context that closes itself."""
 
     def __init__(self, root: epath.PathLike, keep: int = 2, *, mine: bool = True):
         """Opens the folder and makes it where it is missing; the newest `keep` are kept.
@@ -51,7 +60,7 @@ class Checkpoints:
         Where it is not `mine` but another process's, it is only read from, and may vanish
         meanwhile.
         """
-        self.root = epath.Path(root)
+        self.root = absolute(root)
         if mine:
             self.root.mkdir(parents=True, exist_ok=True)
         if jax.process_count() > 1:
@@ -60,16 +69,31 @@ class Checkpoints:
                 f"{jax.process_count()} processes share one JAX: start each as a JAX of its own "
                 "(launch/README.md says how), since each has its own assets and checkpoints"
             )
+        context = ocp.Context()
+        # A folder that cannot be made in the background is waited for when the process ends: 300 s.
+        context.asynchronous.create_directories_asynchronously = False
         self._orbax = ocp.training.Checkpointer(
             self.root,
+            context=context,
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
             cleanup_tmp_directories=mine,
         )
         self._pending = None
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if error is None:
+            self.close()
+            return
+        # What ends the run is told; that a save in the background fails as well is no news.
+        with contextlib.suppress(Exception):
+            self.close()
+
     def steps(self) -> list[int]:
-        """The checkpoints that claim to be whole, oldest first."""
-        return sorted(int(p.name) for p in within(self.root) if p.name.isdigit())
+        """The checkpoints that claim to be whole, oldest first; what else lies there is no step."""
+        return sorted(int(p.name) for p in within(self.root) if re.fullmatch("[0-9]+", p.name))
 
     def save(self, states: Any, about: Json) -> None:
         """Writes the next checkpoint in the background; waits for the one before.
@@ -77,17 +101,31 @@ class Checkpoints:
         Args:
           states: A tree of arrays; they are copied to the host before this returns.
           about: What belongs to it, as JSON.
+
+        Raises:
+          OSError: This checkpoint or the one before could not be written: the disk is full, the
+            folder is gone.
         """
         self.wait()
         arrays = {name: np.asarray(leaf) for name, leaf in _named(jax.device_get(states)).items()}
         sums = {name: zlib.crc32(np.ascontiguousarray(x)) for name, x in arrays.items()}
         note = json.dumps([about, sums])
-        step = 1 + max(self.steps(), default=0)
-        self._pending = self._orbax.save_checkpointables_async(
-            step,
-            {"states": arrays, "note": {"json": note, "sum": zlib.crc32(note.encode())}},
-            force=True,
-        )
+        with self._told():
+            self._pending = self._orbax.save_checkpointables_async(
+                1 + max(self.steps(), default=0),
+                {"states": arrays, "note": {"json": note, "sum": zlib.crc32(note.encode())}},
+                force=True,
+            )
+
+    @contextlib.contextmanager
+    def _told(self):
+        """Whatever a writer raises, of its many layers, as one `OSError` that names the folder."""
+        try:
+            yield
+        except Exception as error:
+            local = "://" not in os.fspath(self.root)
+            why = "its folder is gone" if local and not self.root.exists() else _reason(error)
+            raise OSError(f"no checkpoint could be written to {self.root}: {why}") from error
 
     def load(self, abstract: Callable[[Json], Any]) -> tuple[Any, Json] | None:
         """The newest whole checkpoint as `(states, about)` with NumPy leaves; None without one.
@@ -109,7 +147,7 @@ class Checkpoints:
                     continue
                 warnings.warn(
                     f"checkpoint {self.root / str(step)} is damaged and skipped: "
-                    f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+                    f"{type(error).__name__}: {_first_line(error)}",
                     stacklevel=2,
                 )
         return None
@@ -131,15 +169,30 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(wanted), leaves), about
 
     def wait(self) -> None:
-        """Waits until what was saved is on disk."""
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
+        """Waits until what was saved is on disk; raises `OSError` where it could not be."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            with self._told():
+                pending.result()
 
     def close(self) -> None:
-        """Waits and lets go of the folder."""
-        self.wait()
-        self._orbax.close()
+        """Waits and lets go of the folder; raises `OSError` where a save has failed."""
+        try:
+            self.wait()
+        finally:
+            with self._told():
+                self._orbax.close()
+
+
+def _reason(error: Exception) -> str:
+    """What the system said, which the writers wrap in the paths of their own files."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+    said = (os.strerror(code) for code in codes)
+    return next((text for text in said if text in str(error)), _first_line(error))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _named(tree: Any) -> Mapping[str, Any]:
