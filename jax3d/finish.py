@@ -1,22 +1,38 @@
-"""What becomes of a finished asset: pictures, scores, a mesh, and one record of it all."""
+"""What becomes of a finished asset: pictures, scores, a mesh, and one record of it all.
 
+Every asset keeps its parameters (`folder.PARAMS`), from which `export` makes the rest again, and
+the metrics of its blocks (`HISTORY`).
+"""
+
+import contextlib
+import csv
+import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 import jax3d
 from jax3d import camera as cameras
-from jax3d import gallery, image, mesh
+from jax3d import folder as folders
+from jax3d import gallery, image, mesh, record
 from jax3d.data import props
+from jax3d.mesh import MeshConfig
 from jax3d.metrics import scorer
-from jax3d.recipe import Recipe
+from jax3d.optimize.checkpoint import absolute
+from jax3d.recipe import Pictures, Recipe
 from jax3d.types import Camera, Look, Params
+
+HISTORY = "history.csv"
+
+History = Sequence[Mapping[str, float]]
+"""Of each block the means of its metrics, and the `step` that ended it."""
 
 
 def versions() -> dict[str, str]:
@@ -27,6 +43,40 @@ def versions() -> dict[str, str]:
         "backend": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
     }
+
+
+class _Files:
+    """The files of an asset in the making, and what went wrong with them."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.errors: dict[str, str] = {}
+        self._refusal: OSError | None = None
+        self._before = set(folder.iterdir())
+
+    @contextlib.contextmanager
+    def make(self, name: str, *beside: str) -> Iterator[None]:
+        """Notes what the making of a file raises, and removes what there is of it.
+
+        `beside` are files that come and go with it.
+        """
+        try:
+            yield
+        except Exception as error:
+            # From fonts to codecs: whatever it is, the asset has other files.
+            said = " ".join(str(error).split())[:300]
+            plain = isinstance(error, OSError | ValueError) and said
+            self.errors[name] = said if plain else f"{type(error).__name__}: {said}"
+            if isinstance(error, OSError):
+                self._refusal = error
+            for each in (name, *beside):
+                (self.folder / each).unlink(missing_ok=True)
+
+    def demand_some(self) -> None:
+        """Raises the `OSError` by which no file could be written, save perhaps the smallest."""
+        made = set(self.folder.iterdir()) - self._before - {self.folder / HISTORY}
+        if self._refusal is not None and not made:
+            raise OSError(f"nothing can be written: {self._refusal}") from self._refusal
 
 
 class Finisher:
@@ -71,56 +121,191 @@ class Finisher:
         # Shares of eight views are often equal; how near the views are to the caption is not.
         return shares | {"similarity": float(verdict.similarity[:, 0].mean())}
 
-    def look(self, params: Params, prompt: str, folder: Path) -> dict[str, float]:
-        """Writes eight views in a row and returns what the scorer says of them."""
-        around = cameras.around(8, self.recipe.pictures.elevation)
-        views = self.pictures(params, around)
-        image.write_png(folder / "views.png", image.row(views))
-        return self.measure(prompt, views, np.asarray(around.azimuth))
-
-    def solidify(self, params: Params, folder: Path) -> dict[str, Any]:
-        """Writes turntable and mesh; returns the mesh's metrics.
-
-        Raises:
-          ValueError: The field has no good mesh; the turntable is written all the same.
-        """
-        pictures = self.recipe.pictures
-        if pictures.frames:
-            frames = self.pictures(params, cameras.around(pictures.frames, pictures.elevation))
-            image.write_video(folder / "turntable.mp4", frames, fps=12)
-            image.write_video(folder / "turntable.gif", frames, fps=12)
-        made = self.mesh(params)
-        mesh.write_glb(folder / "mesh.glb", made)
-        mesh.write_obj(folder / "mesh.obj", made)
-        mesh.write_ply(folder / "mesh.ply", made)
-        gallery.write_mesh_script(folder / "mesh.glb")
-        around = cameras.around(8, pictures.elevation)
-        reloaded = mesh.load_glb(folder / "mesh.glb")
-        likeness = mesh.compare(reloaded, self.pictures(params, around), around, Look.albedo())
-        image.write_png(folder / "mesh_views.png", image.row(likeness.rgb))
-        return {"mesh_psnr": likeness.psnr, "faces": len(made.faces)}
-
-    def write(self, params: Params, folder: Path, about: Mapping[str, Any], solid: bool) -> dict:
+    def write(
+        self,
+        params: Params,
+        folder: Path,
+        about: Mapping[str, Any],
+        solid: bool,
+        history: History | None = None,
+    ) -> dict:
         """Writes an asset's files and returns what `asset.json` holds.
+
+        Each file is made by itself: what its making raises goes under its name into the record's
+        `errors`, and costs no other file.
 
         Args:
           params: Of the field.
-          folder: Exists.
+          folder: Exists, and is empty save for files that are to stay.
           about: What is known of the asset already; its `prompt` is read, and to its `seconds`
             the time of this call is added.
           solid: Whether turntable and mesh are wanted, beside views and scores.
+          history: Where it is known.
+
+        Raises:
+          OSError: Nothing could be written, or not even the record.
         """
         started = time.perf_counter()
-        record = dict(about)
-        record["metrics"] = self.look(params, about["prompt"], folder)
+        files = _Files(folder)
+        with files.make(folders.PARAMS):
+            folders.save_params(params, folder / folders.PARAMS)
+        if history is not None:
+            with files.make(HISTORY):
+                write_history(folder / HISTORY, history)
+        metrics = self._look(params, about["prompt"], files)
         if solid:
-            try:
-                record["metrics"] |= self.solidify(params, folder)
-            except ValueError as error:
-                # One asset that has no good mesh must not cost the others their files.
-                record["error"] = str(error)
+            metrics |= self._solidify(params, files)
+            self._turn(params, files)
+        files.demand_some()
         seconds = about["seconds"]
         spent = seconds.get("finish", 0.0) + time.perf_counter() - started
-        record |= {"seconds": {**seconds, "finish": spent}, "versions": versions()}
-        (folder / "asset.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        return record
+        found = {
+            "metrics": {name: value for name, value in metrics.items() if np.isfinite(value)},
+            "errors": files.errors,
+            "files": record.files_of(folder),
+            "seconds": {**seconds, "finish": spent},
+            "versions": versions(),
+        }
+        return _recorded(folder, {**about, **found})
+
+    def _look(self, params: Params, prompt: str, files: _Files) -> dict[str, float]:
+        """Writes eight views in a row and returns what the scorer says of them."""
+        around = cameras.around(8, self.recipe.pictures.elevation)
+        views = None
+        with files.make("views.png"):
+            views = self.pictures(params, around)
+            image.write_png(files.folder / "views.png", image.row(views))
+        if views is not None:
+            with files.make("scores"):
+                return self.measure(prompt, views, np.asarray(around.azimuth))
+        return {}
+
+    def _solidify(self, params: Params, files: _Files) -> dict[str, float]:
+        """Writes the mesh and its pictures, and returns what is measured of it."""
+        folder, made = files.folder, None
+        with files.make("mesh"):
+            made = self.mesh(params)
+        if made is None:
+            return {}
+        metrics = {"faces": len(made.faces)}
+        with files.make("mesh.glb"):
+            mesh.write_glb(folder / "mesh.glb", made)
+        with files.make("mesh.obj", "mesh.mtl", "mesh.png"):
+            mesh.write_obj(folder / "mesh.obj", made)
+        with files.make("mesh.ply"):
+            mesh.write_ply(folder / "mesh.ply", made)
+        if "mesh.glb" in files.errors:
+            return metrics
+        with files.make("mesh.js"):
+            gallery.write_mesh_script(folder / "mesh.glb")
+        with files.make("mesh_views.png"):
+            around = cameras.around(8, self.recipe.pictures.elevation)
+            reloaded = mesh.load_glb(folder / "mesh.glb")
+            likeness = mesh.compare(reloaded, self.pictures(params, around), around, Look.albedo())
+            image.write_png(folder / "mesh_views.png", image.row(likeness.rgb))
+            metrics["mesh_psnr"] = likeness.psnr
+        return metrics
+
+    def _turn(self, params: Params, files: _Files) -> None:
+        """Writes the turntable."""
+        pictures, frames = self.recipe.pictures, None
+        if not pictures.frames:
+            return
+        with files.make("turntable"):
+            frames = self.pictures(params, cameras.around(pictures.frames, pictures.elevation))
+        for name in ("turntable.mp4", "turntable.gif") if frames is not None else ():
+            with files.make(name):
+                image.write_video(files.folder / name, frames, fps=12)
+
+
+def write_failure(
+    folder: Path, about: Mapping[str, Any], why: str, history: History | None
+) -> dict:
+    """Writes the record of an asset that has nothing to show, and returns it."""
+    if history is not None:
+        write_history(folder / HISTORY, history)
+    found = {
+        "status": "failed",
+        "metrics": {},
+        "errors": {"asset": why},
+        "files": record.files_of(folder),
+        "seconds": {**about["seconds"], "finish": 0.0},
+        "versions": versions(),
+    }
+    return _recorded(folder, {**about, **found})
+
+
+def _recorded(folder: Path, found: dict) -> dict:
+    text = record.dumps(found)
+    (folder / record.NAME).write_text(text, encoding="utf-8")
+    return json.loads(text)
+
+
+def write_history(path: Path, history: History) -> None:
+    """Writes the metrics of each block as CSV: a column each, empty where one is not finite."""
+    names = sorted({name for means in history for name in means} - {"step"})
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", *names])
+        for means in history:
+            values = (means.get(name, np.nan) for name in names)
+            cells = (f"{x:.6g}" if np.isfinite(x) else "" for x in values)
+            writer.writerow([int(means["step"]), *cells])
+
+
+def export(
+    source: epath.PathLike,
+    target: epath.PathLike | None = None,
+    *,
+    mesh: MeshConfig | None = None,
+    pictures: Pictures | None = None,
+) -> dict:
+    """Makes mesh, pictures and video of a finished asset's folder again; returns the record.
+
+    Args:
+      source: The folder of an asset.
+      target: The folder of the new files; `source` by default, whose files they replace.
+      mesh: In place of the recipe's.
+      pictures: In place of the recipe's.
+
+    Raises:
+      ValueError: `source` holds no whole asset, or `target` is a link.
+      OSError: A folder cannot be read or written.
+    """
+    source = absolute(source)
+    target = source if target is None else absolute(target)
+    folders.refuse_links(target.parent, [target.name])
+    asset = folders.load_asset(source)
+    recipe = dataclasses.replace(
+        asset.recipe,
+        mesh=asset.recipe.mesh if mesh is None else mesh,
+        pictures=asset.recipe.pictures if pictures is None else pictures,
+    )
+    about = asset.record | {"recipe": record.encode(recipe)}
+    parent = target.parent
+    with (
+        folders.held(parent, "export", wait=True),
+        folders.staging(parent, "export", target.name) as local,
+    ):
+        return remake(Finisher(recipe), asset, about, source, target, local, solid=True)
+
+
+def remake(
+    finisher: Finisher,
+    asset: folders.Asset,
+    about: Mapping[str, Any],
+    source: epath.Path,
+    target: epath.Path,
+    local: Path,
+    *,
+    solid: bool,
+) -> dict:
+    """Makes an asset's files anew from its parameters; its history stays. Returns the record.
+
+    `local` is an empty folder of this machine, on the disk of a local `target`.
+    """
+    if HISTORY in about["files"]:
+        (source / HISTORY).copy(local / HISTORY, overwrite=True)
+    made = finisher.write(asset.params, local, about, solid)
+    folders.publish(local, target)
+    return made

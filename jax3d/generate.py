@@ -1,40 +1,30 @@
 """From jobs to a folder of assets: claim it, sweep, finish, keep account, show.
 
-    out/sweep.json           what this folder holds, so that another run cannot mix with it
-    out/NNNN-prompt/         the files of an asset; it is finished when `asset.json` is there
-    out/checkpoints/WORKER/  the assets on their way, until the worker has finished its share
     out/ledger.csv           one row an asset
     out/index.html           the gallery
 
-`out` may be a gs:// URL. A run that was killed goes on when it is called again.
+`folder` says what else is there. A run that was killed goes on when it is called again.
 """
 
 import dataclasses
-import hashlib
-import json
-import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
-import jax
 from etils import epath
 
-from jax3d import bounds, gallery, ledger, weights
+from jax3d import bounds, finish, folder, gallery, ledger, record
 from jax3d.data import props
-from jax3d.finish import Finisher, versions
+from jax3d.finish import Finisher
 from jax3d.manifest import Job
 from jax3d.optimize import engine
-from jax3d.optimize.checkpoint import Checkpoints, demand_storage, within
+from jax3d.optimize.checkpoint import absolute, demand_storage
 from jax3d.optimize.engine import EngineConfig, Outcome
 from jax3d.optimize.stage import Task, step_flops
 from jax3d.priors.base import Critic
 from jax3d.recipe import Recipe
-
-PARAMS = "params.safetensors"
-"""An asset's parameters, kept while its candidates are compared."""
 
 MERITS = ("r_precision", "name", "color", "azimuth", "similarity")
 """The metrics by which candidates are compared, each where those before it are equal."""
@@ -64,31 +54,42 @@ def generate(
     share: Iterable[int] | None = None,
     worker: str = "main",
     overwrite: bool = False,
+    wait: bool = False,
+    stop: Callable[[], bool] = lambda: False,
     report: Callable[[Progress], None] = lambda progress: None,
     finished: Callable[[dict], None] = lambda record: None,
 ) -> list[dict]:
     """Makes every job's asset that `out` does not hold yet; returns the rows of the ledger.
 
+    A row's `status` is one of those that `record` tells of: an asset that `failed` has a row and
+    nothing else, and is not tried again, since it would fail again.
+
     Args:
       recipe: How; jobs override it.
       critic: By whose taste.
       jobs: What: all of the folder, whoever makes them.
-      out: Folder of the results.
+      out: Folder of the results, or a gs:// URL.
       config: How the engine runs.
       candidates: Jobs in a row that are candidates for one asset: the best by the scorer gets a
         mesh, the others keep their views.
       share: The jobs, by index, that this call makes; all by default.
-      worker: Names the checkpoints of this call, among others that work on the same folder.
+      worker: Names this call among others that work on the same folder; one process at a time may
+        have the name.
       overwrite: Whether what the folder holds may be lost; not together with `share`.
+      wait: Whether to wait for a process that is this worker already, instead of being refused.
+      stop: Asked after every block of steps whether to save and stop.
       report: Called after every block of steps.
       finished: Called with the record of each asset when its files are written, in other threads
         but never twice at once; with that of the best candidate again when it has its mesh.
 
     Raises:
       ValueError: The critic does not understand a prompt, a value does not fit the recipe, the
-        folder holds another run, it would be overwritten by one of several workers, or it is a URL
-        that checkpoints cannot go to.
-      OSError: `out` cannot be written; found out before any work is done.
+        folder holds another run or another process is at work there, it would be overwritten by one
+        of several workers, or it is a URL that checkpoints cannot go to. `out` is as it was.
+      OSError: `out` cannot be written to: found out before any work is done, or when the disk is
+        full.
+      engine.Interrupted: `stop` said so. What is finished is accounted for, and the rest goes on
+        when this is called again.
     """
     if overwrite and share is not None:
         raise ValueError(
@@ -100,24 +101,29 @@ def generate(
     bounds.check(config, "engine")
     demand_storage(out)
     _demand_scores(jobs, candidates)
-    assets = _Assets(recipe, critic, jobs, epath.Path(out), solid=candidates == 1)
-    _claim(assets, config, candidates, overwrite, worker)
-    mine = range(len(jobs)) if share is None else share
-    todo = [k for k in mine if not assets.is_finished(k)]
-    finisher = Finisher(recipe)
-    _sweep(assets, finisher, todo, config, worker, report, finished)
-    if candidates > 1:
-        _keep_best(assets, finisher, candidates, finished)
-    return _account(assets, alone=share is None)
+    assets = _Assets(recipe, critic, jobs, absolute(out), worker, solid=candidates == 1)
+    about = _note(assets, config, candidates)
+    run = _Run(assets, Finisher(recipe), config, stop, report, finished)
+    mine = list(range(len(jobs)) if share is None else share)
+    with folder.held(assets.out, worker, wait=wait, alone=overwrite):
+        with folder.claimed(assets.out, about, overwrite=overwrite, worker=worker) as begun:
+            try:
+                _sweep(run, _mend(run, mine), begun)
+            except engine.Interrupted:
+                _account(assets, alone=False)
+                raise
+        if candidates > 1:
+            _keep_best(run, candidates)
+        return _account(assets, alone=share is None)
 
 
 class _Assets:
     """The assets of a folder: how each is made and where it lies."""
 
-    def __init__(self, recipe, critic, jobs, out: epath.Path, solid: bool):
+    def __init__(self, recipe, critic, jobs, out: epath.Path, worker: str, solid: bool):
         self.recipe, self.critic, self.jobs, self.out = recipe, critic, jobs, out
-        self.solid = solid
-        self.folders = [gallery.slug(job.prompt, k) for k, job in enumerate(jobs)]
+        self.worker, self.solid = worker, solid
+        self.names = [gallery.slug(job.prompt, k) for k, job in enumerate(jobs)]
         # A wave of assets asks for its conditions twice: when it enters and when it moves on.
         self._condition = lru_cache(256)(self._read)
         for job in jobs:
@@ -135,87 +141,117 @@ class _Assets:
         steps = tuple(stage.steps for stage in own.optimize.stages)
         return Task(self._condition(job.prompt, own.negative), own.knobs_of(job.seed), steps)
 
-    def is_finished(self, index: int) -> bool:
-        """Whether its files are there."""
-        return (self.out / self.folders[index] / "asset.json").exists()
+    def find(self, index: int) -> folder.Found | None:
+        """What the folder has of an asset."""
+        job = self.jobs[index]
+        wanted = record.asked(job.prompt, job.seed, job.recipe(self.recipe))
+        return folder.find(self.place(index), wanted)
+
+    def place(self, index: int) -> epath.Path:
+        """The folder of an asset."""
+        return self.out / self.names[index]
 
 
-def _claim(
-    assets: _Assets, config: EngineConfig, candidates: int, overwrite: bool, worker: str
-) -> None:
-    """Makes the folder this run's own, or raises `ValueError` if it is another's."""
-    what = (assets.recipe, assets.jobs, assets.critic.name, candidates)
-    identity = hashlib.sha256(repr((what, config.patience, config.tolerance)).encode()).hexdigest()
-    note = assets.out / "sweep.json"
-    if note.exists():
-        held = json.loads(note.read_text(encoding="utf-8"))
-        if held["identity"] != identity and not overwrite:
-            raise ValueError(
-                f"{assets.out} holds another run: {held['assets']} assets by {held['critic']}, or "
-                "with another recipe. Choose another --out, or lose what it holds by --overwrite"
-            )
-        if held["identity"] == identity:
-            return
-        for folder in (*held["folders"], "checkpoints"):
-            if (assets.out / folder).exists():
-                (assets.out / folder).rmtree()
-    assets.out.mkdir(parents=True, exist_ok=True)
-    about = {
-        "identity": identity,
+class _Run:
+    """One call of `generate`: its assets, and what is done with those that are finished."""
+
+    def __init__(self, assets: _Assets, finisher: Finisher, config, stop, report, finished):
+        self.assets, self.finisher, self.config = assets, finisher, config
+        self.stop, self.report = stop, report
+        # Whatever of the program can be refused is refused here, before a folder is claimed.
+        self.stages = assets.recipe.build(assets.critic)
+        self.flops = step_flops(self.stages, assets.task(0)) if assets.jobs else []
+        self._finished, self._one_at_a_time = finished, threading.Lock()
+
+    def finished(self, about: dict) -> None:
+        """Tells of an asset, in one thread at a time."""
+        with self._one_at_a_time:
+            self._finished(about)
+
+    def staging(self, index: int):
+        """Where the files of an asset are made."""
+        return folder.staging(self.assets.out, self.assets.worker, self.assets.names[index])
+
+
+def _note(assets: _Assets, config: EngineConfig, candidates: int) -> dict:
+    """What `sweep.json` says."""
+    who = folder.identity(assets.recipe, assets.critic, assets.jobs, candidates, config)
+    return {
+        "identity": who,
         "assets": len(assets.jobs),
         "critic": assets.critic.name,
-        "recipe": dataclasses.asdict(assets.recipe),
-        "versions": versions(),
-        "folders": assets.folders,
+        "recipe": record.encode(assets.recipe),
+        "versions": finish.versions(),
+        "folders": assets.names,
     }
-    # Several workers may claim it at the same moment, all with the same words.
-    fresh = note.with_name(f"sweep.json.{worker}")
-    fresh.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    fresh.replace(note)
 
 
-def _sweep(assets: _Assets, finisher: Finisher, todo, config, worker, report, finished) -> None:
+def _mend(run: _Run, indices: Iterable[int]) -> list[int]:
+    """Makes damaged files of finished assets again, and names the assets that are to be made."""
+    todo = []
+    for index in indices:
+        found, place = run.assets.find(index), run.assets.place(index)
+        if found is None:
+            todo.append(index)
+        elif found.damaged:
+            try:
+                whole = folder.load_asset(place)
+            except ValueError as error:
+                warnings.warn(f"{place} is damaged, and made anew: {error}", stacklevel=3)
+                todo.append(index)
+                continue
+            warnings.warn(f"{place}: {', '.join(found.damaged)} made again", stacklevel=3)
+            solid = run.assets.solid or found.record.get("best", False)
+            with run.staging(index) as local:
+                made = finish.remake(
+                    run.finisher, whole, found.record, place, place, local, solid=solid
+                )
+            run.finished(made)
+    return todo
+
+
+def _sweep(run: _Run, todo: list[int], begun: Callable[[], None]) -> None:
+    """Takes assets through the engine; `begun` is called when it has got going."""
     if not todo:
         return
-    recipe, critic, folder = assets.recipe, assets.critic, assets.out / "checkpoints"
-    stages = recipe.build(critic)
-    work = step_flops(stages, assets.task(todo[0]))
+    assets = run.assets
     total = sum(sum(assets.task(k).steps) for k in todo)
     taken = 0
+    starting = threading.Lock()
 
-    one_at_a_time = threading.Lock()
+    def going():
+        with starting:
+            begun()
 
     def passed_on(outcome: Outcome):
-        record = _write(assets, finisher, outcome, work)
-        with one_at_a_time:
-            finished(record)
+        going()
+        run.finished(_write(run, outcome))
 
     def told(block: engine.Report):
         nonlocal taken
+        going()
         taken += block.steps
-        norms = [track.history[-1]["residual_norm"] for track in block.tracks if track.history]
-        report(Progress(taken, total, norms, block.finished))
+        last = [track.history[-1] for track in block.tracks if track.history]
+        norms = [means["residual_norm"] for means in last if "residual_norm" in means]
+        run.report(Progress(taken, total, norms, block.finished))
 
-    checkpoints = Checkpoints(folder / worker, config.keep)
-    others = [Checkpoints(p, mine=False) for p in within(folder) if p.name != worker]
-    engine.run(
-        stages,
-        assets.task,
-        todo,
-        passed_on,
-        config=config,
-        report=told,
-        checkpoints=checkpoints,
-        others=others,
-    )
-    for each in (checkpoints, *others):
-        each.close()
-    (folder / worker).rmtree(missing_ok=True)
+    with folder.checkpoints(assets.out, assets.worker, run.config.keep) as (own, others):
+        engine.run(
+            run.stages,
+            assets.task,
+            todo,
+            passed_on,
+            config=run.config,
+            report=told,
+            checkpoints=own,
+            others=others,
+            stop=run.stop,
+        )
 
 
-def _write(assets: _Assets, finisher: Finisher, outcome: Outcome, work: list[int]) -> dict:
+def _write(run: _Run, outcome: Outcome) -> dict:
     """Writes the files of a finished asset and returns its record."""
-    track = outcome.track
+    assets, track = run.assets, outcome.track
     job = assets.jobs[track.index]
     taken = (*track.steps[: track.stage], track.step)
     about = {
@@ -224,31 +260,21 @@ def _write(assets: _Assets, finisher: Finisher, outcome: Outcome, work: list[int
         "seed": job.seed,
         "steps": track.taken,
         "status": track.status,
-        "knobs": dict(job.knobs),
+        "knobs": {name: list(values) for name, values in job.knobs.items()},
         "critic": assets.critic.name,
         "residual_norm": track.history[-1].get("residual_norm") if track.history else None,
-        "model_flops": sum(k * each for k, each in zip(taken, work, strict=False)),
+        "model_flops": sum(k * each for k, each in zip(taken, run.flops, strict=False)),
         "seconds": {"optimize": track.device_seconds},
-        "recipe": dataclasses.asdict(job.recipe(assets.recipe)),
+        "recipe": record.encode(job.recipe(assets.recipe)),
     }
-    with tempfile.TemporaryDirectory() as name:
-        local = Path(name)
-        record = finisher.write(outcome.params, local, about, assets.solid)
-        if not assets.solid:
-            weights.save_safetensors(outcome.params, local / PARAMS)
-        _publish(local, assets.out / assets.folders[track.index])
-    return record
-
-
-def _publish(local: Path, target: epath.Path) -> None:
-    """Copies files to where they belong, `asset.json` last and at once: it says all is there."""
-    target.mkdir(parents=True, exist_ok=True)
-    for path in sorted(local.iterdir()):
-        if path.name != "asset.json":
-            epath.Path(path).copy(target / path.name, overwrite=True)
-    fresh = target / "asset.json.new"
-    epath.Path(local / "asset.json").copy(fresh, overwrite=True)
-    fresh.replace(target / "asset.json")
+    with run.staging(track.index) as local:
+        if track.status == "nonfinite" and track.taken < run.config.block:
+            why = f"step {track.taken} gave numbers that are not finite: there is only its start"
+            made = finish.write_failure(local, about, why, track.history)
+        else:
+            made = run.finisher.write(outcome.params, local, about, assets.solid, track.history)
+        folder.publish(local, assets.place(track.index))
+    return made
 
 
 def _demand_scores(jobs: Sequence[Job], candidates: int) -> None:
@@ -262,86 +288,76 @@ def _demand_scores(jobs: Sequence[Job], candidates: int) -> None:
             )
 
 
-def _keep_best(
-    assets: _Assets, finisher: Finisher, candidates: int, finished: Callable[[dict], None]
-) -> None:
+def _keep_best(run: _Run, candidates: int) -> None:
     """Gives the best candidate of each prompt its mesh, and marks all."""
+    assets = run.assets
     for first in range(0, len(assets.jobs), candidates):
-        folders = assets.folders[first : first + candidates]
-        records = ledger.records(assets.out, folders)
+        indices = range(first, first + candidates)
+        records = folder.records(assets.out, [assets.names[k] for k in indices])
         if len(records) < candidates:
             continue  # another worker's, and still on its way
-        best = max(folders, key=lambda name: _merit(records[name]))
-        for name in sorted(folders, key=lambda name: name != best):
-            target = assets.out / name
-            if not (target / PARAMS).exists():
+        best = max(indices, key=lambda k: _merit(records[assets.names[k]]))
+        for index in sorted(indices, key=lambda k: k != best):
+            about, place = records[assets.names[index]], assets.place(index)
+            if "best" in about:
                 continue
-            record = records[name] | {"best": name == best}
-            with tempfile.TemporaryDirectory() as local:
-                local = Path(local)
-                if name == best:
-                    params = _read_params(finisher, target, local)
-                    record = finisher.write(params, local, record, solid=True)
-                else:
-                    (local / "asset.json").write_text(json.dumps(record, indent=1) + "\n")
-                _publish(local, target)
-            (target / PARAMS).unlink()
-            if name == best:
-                finished(record)
+            about["best"] = index == best and about["status"] != "failed"
+            if not about["best"]:
+                folder.write_record(place, about)
+                continue
+            try:
+                whole = folder.load_asset(place)
+            except ValueError as error:
+                about["errors"]["mesh"] = str(error)
+                folder.write_record(place, about)
+                continue
+            with run.staging(index) as local:
+                made = finish.remake(run.finisher, whole, about, place, place, local, solid=True)
+            run.finished(made)
 
 
-def _merit(record: dict) -> tuple[float, ...]:
-    metrics = record["metrics"]
-    whole = float(record["status"] != "nonfinite")
-    return (whole, *(metrics.get(name, 0.0) for name in MERITS))
-
-
-def _read_params(finisher: Finisher, target: epath.Path, local: Path):
-    copy = local / PARAMS
-    (target / PARAMS).copy(copy, overwrite=True)
-    params = weights.load_tree(copy, jax.eval_shape(finisher.field.init, jax.random.key(0)))
-    copy.unlink()
-    return params
+def _merit(about: dict) -> tuple[float, ...]:
+    rank = {"failed": 0.0, "nonfinite": 1.0}.get(about["status"], 2.0)
+    return (rank, *(about["metrics"].get(name, 0.0) for name in MERITS))
 
 
 def _account(assets: _Assets, alone: bool) -> list[dict]:
     """Writes the ledger and the gallery of all that is finished by now; returns the rows.
 
-    Workers do so at their ends, which may coincide. Whoever finds all finished when it has
-    written less writes again, so the last to write has written all.
+    Workers do so at their ends, which may coincide. Whoever finds that more is finished when it
+    has written writes again, so the last to write has written all.
     """
     while True:
-        records = ledger.records(assets.out, assets.folders)
+        records = folder.records(assets.out, assets.names)
         try:
             rows = _show(assets, records)
         except FileNotFoundError:
             continue  # another worker has put what we wrote in its place
-        whole = len(records) == len(assets.jobs)
-        if whole or not all(map(assets.is_finished, range(len(assets.jobs)))):
+        if len(folder.records(assets.out, assets.names)) == len(records):
             break
     # What dead workers left: others have finished their assets. The living tidy up themselves.
-    if whole and alone:
+    if alone and len(records) == len(assets.jobs):
         (assets.out / "checkpoints").rmtree(missing_ok=True)
     return rows
 
 
 def _show(assets: _Assets, records: dict[str, dict]) -> list[dict]:
-    rows = [ledger.row(folder, record) for folder, record in records.items()]
+    rows = [ledger.row(name, about) for name, about in records.items()]
     ledger.write(assets.out, rows)
     shown = [
         {
-            "folder": folder,
-            "prompt": record["prompt"],
-            "seed": record["seed"],
-            "metrics": record["metrics"],
+            "folder": name,
+            "prompt": about["prompt"],
+            "seed": about["seed"],
+            "metrics": about["metrics"],
             "knobs": {
-                "steps": str(record["steps"]),
-                "status": record["status"],
-                **{k: " to ".join(f"{x:g}" for x in v) for k, v in record["knobs"].items()},
+                "steps": str(about["steps"]),
+                "status": about["status"],
+                **{k: " to ".join(f"{x:g}" for x in v) for k, v in about["knobs"].items()},
             },
         }
-        for folder, record in records.items()
-        if record.get("best", True)
+        for name, about in records.items()
+        if about.get("best", True) and about["status"] != "failed"
     ]
     gallery.write_gallery(assets.out, shown)
     return rows

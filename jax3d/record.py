@@ -14,7 +14,6 @@ A recipe is written with the kind of each of its parts, and can be read back.
 import dataclasses
 import hashlib
 import json
-import math
 import re
 import types
 import typing
@@ -24,6 +23,7 @@ from typing import Any, Literal
 
 from etils import epath
 
+from jax3d import strict_json
 from jax3d.recipe import Recipe
 
 NAME = "asset.json"
@@ -51,15 +51,7 @@ _MEMBERS = {
 
 def dumps(value: Any) -> str:
     """JSON, indented; what is no finite number becomes null."""
-    return json.dumps(_finite(value), indent=1, allow_nan=False) + "\n"
-
-
-def _finite(value):
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return strict_json.dumps(value) + "\n"
 
 
 def encode(value: Any) -> Any:
@@ -188,7 +180,7 @@ def asked(prompt: str, seed: int, recipe: Recipe) -> dict:
 
     How it is meshed and shown is left out: that can be done again.
     """
-    return {"prompt": prompt, "seed": seed, "recipe": _essence(_finite(encode(recipe)))}
+    return {"prompt": prompt, "seed": seed, "recipe": _essence(encode(recipe))}
 
 
 def answers(record: Mapping, wanted: Mapping) -> str | None:

@@ -69,6 +69,8 @@ class Worker:
             config=command.engine,
             share=chunk,
             worker=name(chunk),
+            # Of a machine that went away, the lock is known to be stale after two minutes only.
+            wait=True,
             report=lambda progress: steps.append(progress.steps),
             finished=made.append,
         )

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -186,3 +187,17 @@ def test_five_thousand_assets_are_filtered_by_knob_and_sorted(tmp_path):
     assert shown == wanted[: len(shown)]
     assert 48 <= len(shown) < 400  # cards are made as the page is scrolled
     assert f"{len(wanted)} of 5000 assets" in dom
+
+
+def test_nothing_is_written_through_links(tmp_path):
+    (tmp_path / "site" / "viewer").mkdir(parents=True)
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    os.utime(victim, (0, 0))
+    assets = write_assets(tmp_path / "site", ["a chair"])
+    script = f"{assets[0]['folder']}/mesh.js"
+    for name in ("index.html", "index.html.new", "viewer/viewer.min.js", script):
+        (tmp_path / "site" / name).symlink_to(victim)
+    gallery.write_gallery(tmp_path / "site", assets)
+    assert victim.read_text() == "kept"
+    assert "window.jax3dMesh" in (tmp_path / "site" / script).read_text()

@@ -7,40 +7,15 @@ import re
 import resource
 from concurrent.futures import ProcessPoolExecutor
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import no_condition
+from balls import ball_recipe, red_ball
 
-from jax3d.fields.triplane import TriplaneConfig
 from jax3d.generate import generate
-from jax3d.guidance.score import ScoreConfig
-from jax3d.guidance.sds import SDSConfig
 from jax3d.manifest import grid
-from jax3d.mesh import MeshConfig
-from jax3d.optimize.asset import AssetConfig, StageConfig
 from jax3d.optimize.engine import EngineConfig
-from jax3d.priors.base import Critic
-from jax3d.priors.gaussian import GaussianData, gaussian
-from jax3d.recipe import Pictures, Recipe
 
-SIZE = 16
-RECIPE = Recipe(
-    field=TriplaneConfig(resolution=16, channels=4, levels=2, hidden=8, coarse=8, samples=8),
-    optimize=AssetConfig(views=1, stages=(StageConfig(10, SIZE),)),
-    guidance=SDSConfig(score=ScoreConfig(view_words="none", use_camera=False)),
-    mesh=MeshConfig(resolution=16, faces=100, texture=16, chunk=4096),
-    pictures=Pictures(size=SIZE, frames=0),
-)
-
-
-def red_ball() -> Critic:
-    """A critic of whom every picture is a red disc."""
-    y, x = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
-    disc = (x**2 + y**2 < (SIZE / 4) ** 2)[..., None]
-    mean = jnp.asarray(np.where(disc, [0.8, 0.1, 0.1], 1.0), jnp.float32)
-    data = GaussianData(mean, jnp.float32(0.05))
-    return Critic(gaussian(SIZE), data, lambda prompt: no_condition(), "a red ball", "")
+RECIPE = ball_recipe(steps=10)
 
 
 def make(out):

@@ -21,7 +21,16 @@ from etils import epath
 
 _HERE = Path(__file__).parent
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_DOWNLOADS = ("mesh.glb", "mesh.obj", "mesh.ply", "turntable.mp4", "turntable.gif", "asset.json")
+_DOWNLOADS = (
+    "mesh.glb",
+    "mesh.obj",
+    "mesh.ply",
+    "turntable.mp4",
+    "turntable.gif",
+    "asset.json",
+    "history.csv",
+    "params.safetensors",
+)
 
 
 class Asset(TypedDict):
@@ -70,12 +79,14 @@ def write_gallery(
         raise ValueError("two assets share a folder; give each its own index in slug(prompt, i)")
     (out_dir / "viewer").mkdir(parents=True, exist_ok=True)
     for name in ("viewer.min.js", "LICENSE.three"):
+        (out_dir / "viewer" / name).unlink(missing_ok=True)
         epath.Path(_HERE / "viewer" / name).copy(out_dir / "viewer" / name, overwrite=True)
 
     page = (_HERE / "page.html").read_text(encoding="utf-8")
     data = {"title": title, "assets": [_entry(out_dir, asset) for asset in assets]}
     path = out_dir / "index.html"
     fresh = path.with_name("index.html.new")
+    fresh.unlink(missing_ok=True)  # a link would be written through
     fresh.write_text(page.replace("{{DATA}}", _script_json(data)), encoding="utf-8")
     fresh.replace(path)
     return path
@@ -85,7 +96,7 @@ def _entry(out_dir, asset):
     folder = out_dir / asset["folder"]
     glb = folder / "mesh.glb"
     script = folder / "mesh.js"
-    if glb.exists() and not (script.exists() and script.stat().mtime > glb.stat().mtime):
+    if glb.exists() and not (script.exists() and script.stat().mtime >= glb.stat().mtime):
         write_mesh_script(glb)
     numbers = {"seed": asset.get("seed"), **asset.get("metrics", {})}
     return {
@@ -104,6 +115,7 @@ def write_mesh_script(glb: epath.PathLike) -> None:
     glb = epath.Path(glb)
     script = glb.with_suffix(".js")
     encoded = base64.b64encode(glb.read_bytes()).decode()
+    script.unlink(missing_ok=True)  # a link would be written through
     script.write_text(f'window.jax3dMesh("{encoded}");\n', encoding="utf-8")
 
 
