@@ -180,7 +180,7 @@ class Finisher:
                 return self.measure(prompt, views, np.asarray(around.azimuth))
         return {}
 
-    def _solidify(self, params: Params, files: _Files) -> dict[str, float]:
+    def _solidify(self, params: Params, files: _Files) -> dict[str, int | float]:
         """Writes the mesh and its pictures, and returns what is measured of it."""
         folder, made = files.folder, None
         with files.make("mesh"):

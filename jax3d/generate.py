@@ -160,7 +160,6 @@ class _Run:
         self.stop, self.report = stop, report
         # Whatever of the program can be refused is refused here, before a folder is claimed.
         self.stages = assets.recipe.build(assets.critic)
-        self.flops = step_flops(self.stages, assets.task(0)) if assets.jobs else []
         self._finished, self._one_at_a_time = finished, threading.Lock()
 
     def finished(self, about: dict) -> None:
@@ -215,6 +214,7 @@ def _sweep(run: _Run, todo: list[int], begun: Callable[[], None]) -> None:
     if not todo:
         return
     assets = run.assets
+    work = step_flops(run.stages, assets.task(todo[0]))
     total = sum(sum(assets.task(k).steps) for k in todo)
     taken = 0
     starting = threading.Lock()
@@ -225,7 +225,7 @@ def _sweep(run: _Run, todo: list[int], begun: Callable[[], None]) -> None:
 
     def passed_on(outcome: Outcome):
         going()
-        run.finished(_write(run, outcome))
+        run.finished(_write(run, outcome, work))
 
     def told(block: engine.Report):
         nonlocal taken
@@ -249,7 +249,7 @@ def _sweep(run: _Run, todo: list[int], begun: Callable[[], None]) -> None:
         )
 
 
-def _write(run: _Run, outcome: Outcome) -> dict:
+def _write(run: _Run, outcome: Outcome, work: Sequence[int]) -> dict:
     """Writes the files of a finished asset and returns its record."""
     assets, track = run.assets, outcome.track
     job = assets.jobs[track.index]
@@ -263,7 +263,7 @@ def _write(run: _Run, outcome: Outcome) -> dict:
         "knobs": {name: list(values) for name, values in job.knobs.items()},
         "critic": assets.critic.name,
         "residual_norm": track.history[-1].get("residual_norm") if track.history else None,
-        "model_flops": sum(k * each for k, each in zip(taken, run.flops, strict=False)),
+        "model_flops": sum(k * each for k, each in zip(taken, work, strict=False)),
         "seconds": {"optimize": track.device_seconds},
         "recipe": record.encode(job.recipe(assets.recipe)),
     }

@@ -205,7 +205,7 @@ class _Program:
         self._starts = [jax.jit(stage.start) for stage in stages]
         self._results = [jax.jit(stage.result) for stage in stages]
         self.slots = [
-            jax.eval_shape(self.fill, example, state, 0)
+            jax.eval_shape(partial(self.fill, until=0), example, state)
             for state in abstract_states(stages, example)
         ]
         self._flops = partial(step_flops, stages, example)
