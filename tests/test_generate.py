@@ -127,13 +127,14 @@ def test_a_finished_run_is_only_read_again(resumed, critic):
     assert not again
 
 
-def test_another_run_is_refused_or_overwrites(resumed, critic):
-    out, *_ = resumed
+def test_another_run_is_refused_or_overwrites(resumed, critic, tmp_path):
+    out = shutil.copytree(resumed[0], tmp_path / "out")
     with pytest.raises(ValueError, match=r"holds another run: 4 assets.*in jobs\..*--overwrite"):
         generate(TINY, critic, JOBS[:1], out)
     assert len(list(out.glob("*/mesh.glb"))) == 4
-    generate(TINY, critic, JOBS[:1], out, overwrite=True)
+    generate(TINY, critic, JOBS[:1], out, config=CONFIG, overwrite=True)
     assert [p.parent.name for p in out.glob("*/mesh.glb")] == ["0000-a-red-chair"]
+    assert not (out / "replaced").exists()
 
 
 def test_mistakes_are_found_before_any_work(tmp_path, critic):
@@ -194,20 +195,26 @@ def test_a_second_run_is_refused_while_the_first_goes_on(tmp_path):
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, threading
 from balls import ball_recipe, red_ball
 from jax3d.generate import generate
 from jax3d.manifest import Job
 from jax3d.optimize.engine import EngineConfig
 
+first = threading.Event()
+
 def die(progress):
-    # After a checkpoint, in the middle of the last asset.
+    # After a checkpoint, in the middle of the last asset, when the first is finished.
     if progress.steps >= 28:
+        first.wait()
         os.kill(os.getpid(), signal.SIGKILL)
 
 jobs = [Job("a red chair", seed) for seed in (1, 2)]
 config = EngineConfig(slots=1, block=2, checkpoint_every=1, checkpoint_minutes=60.0)
-generate(ball_recipe(steps=20), red_ball(), jobs, "out", config=config, report=die)
+finished = lambda record: first.set()
+generate(
+    ball_recipe(steps=20), red_ball(), jobs, "out", config=config, report=die, finished=finished
+)
 """
 
 
@@ -231,8 +238,8 @@ def test_a_killed_run_in_a_relative_folder_goes_on(tmp_path, monkeypatch):
         report=lambda progress: steps.append(progress.steps), finished=made.append,
     )  # fmt: skip
     assert [record["index"] for record in made] == [1]
-    # Of its 20 steps 8 were taken, and 6 or 8 of them were safe.
-    assert steps[-1] in (12, 14)
+    # Of its 20 steps 8 were taken, and those of the checkpoint before were safe.
+    assert steps[-1] in (14, 16)
     assert [(row["steps"], row["status"]) for row in rows] == [(20, "done")] * 2
     names = {"0000-a-red-chair", "0001-a-red-chair", "index.html", "ledger.csv", "viewer"}
     assert {p.name for p in (work / "out").iterdir()} == names | {"sweep.json"}
@@ -311,6 +318,29 @@ def test_what_is_damaged_is_made_again(tmp_path, resumed):
     assert abs(len(glb.read_bytes()) - len(before)) < 500
     assert kept.stat().st_mtime_ns == second
     assert json.loads((out / "0002-a-green-car" / "asset.json").read_text())["prompt"]
+
+
+def test_a_run_that_is_asked_to_stop_goes_on_later(tmp_path):
+    asked = []
+
+    def stop():
+        asked.append(True)
+        return len(asked) == 1
+
+    jobs, config = [Job("a red chair", 1), Job("a blue mug", 2)], EngineConfig(slots=1, block=2)
+    with pytest.raises(engine.Interrupted):
+        generate(TINY, red_ball(), jobs, tmp_path / "out", config=config, stop=stop)
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= {"sweep.json", "checkpoints"}
+    assert not (tmp_path / "out" / "locks").exists()
+    assert (tmp_path / "out" / "ledger.csv").exists()
+    steps = []
+    rows = generate(
+        TINY, red_ball(), jobs, tmp_path / "out", config=config,
+        report=lambda progress: steps.append(progress.steps),
+    )  # fmt: skip
+    # Both had taken half of their steps.
+    assert steps[-1] == 4
+    assert [row["status"] for row in rows] == ["done"] * 2
 
 
 class Broken(Exception):
