@@ -102,9 +102,10 @@ def generate(
     demand_storage(out)
     _demand_scores(jobs, candidates)
     assets = _Assets(recipe, critic, jobs, absolute(out), worker, solid=candidates == 1)
+    mine = list(range(len(jobs)) if share is None else share)
+    assets.check(mine)
     about = _note(assets, config, candidates)
     run = _Run(assets, Finisher(recipe), config, stop, report, finished)
-    mine = list(range(len(jobs)) if share is None else share)
     with folder.held(assets.out, worker, wait=wait, alone=overwrite):
         with folder.claimed(assets.out, about, overwrite=overwrite, worker=worker) as begun:
             try:
@@ -126,10 +127,14 @@ class _Assets:
         self.names = [gallery.slug(job.prompt, k) for k, job in enumerate(jobs)]
         # A wave of assets asks for its conditions twice: when it enters and when it moves on.
         self._condition = lru_cache(256)(self._read)
+
+    def check(self, indices: Iterable[int]) -> None:
+        """Raises `ValueError` for a job that cannot be made; each distinct prompt is read once."""
+        jobs = [self.jobs[k] for k in indices]
         for job in jobs:
-            own = job.recipe(recipe)
-            own.knobs_of(job.seed)
-            self._condition(job.prompt, own.negative)
+            job.check(self.recipe)
+        for prompt, negative in dict.fromkeys((job.prompt, job.negative) for job in jobs):
+            self._condition(prompt, self.recipe.negative if negative is None else negative)
 
     def _read(self, prompt: str, negative: str):
         return dataclasses.replace(self.recipe, negative=negative).condition(self.critic, prompt)
