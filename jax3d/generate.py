@@ -61,8 +61,8 @@ def generate(
 ) -> list[dict]:
     """Makes every job's asset that `out` does not hold yet; returns the rows of the ledger.
 
-    A row's `status` is one of those that `record` tells of: an asset that `failed` has a row and
-    nothing else, and is not tried again, since it would fail again.
+    A row's `status` is one of those that `record` tells of: an asset that `failed` has no more than
+    its row, and is not tried again.
 
     Args:
       recipe: How; jobs override it.
@@ -84,22 +84,12 @@ def generate(
 
     Raises:
       ValueError: The critic does not understand a prompt, a value does not fit the recipe, the
-        folder holds another run or another process is at work there, it would be overwritten by one
-        of several workers, or it is a URL that checkpoints cannot go to. `out` is as it was.
-      OSError: `out` cannot be written to: found out before any work is done, or when the disk is
-        full.
-      engine.Interrupted: `stop` said so. What is finished is accounted for, and the rest goes on
-        when this is called again.
+        folder is another run's or process's, or no place for checkpoints. `out` is as it was.
+      OSError: `out` cannot be written to: told before any work is done, or when the disk is full.
+      engine.Interrupted: `stop` said so. What is finished is accounted for; the rest goes on later.
     """
-    if overwrite and share is not None:
-        raise ValueError(
-            "several workers cannot overwrite a folder: the last to begin would delete what the "
-            "first have made. Remove it first, or choose another --out"
-        )
     config = EngineConfig() if config is None else config
-    bounds.check(recipe)
-    bounds.check(config, "engine")
-    demand_storage(out)
+    _demand_sense(recipe, config, out, overwrite and share is not None)
     _demand_scores(jobs, candidates)
     assets = _Assets(recipe, critic, jobs, absolute(out), worker, solid=candidates == 1)
     mine = list(range(len(jobs)) if share is None else share)
@@ -108,11 +98,7 @@ def generate(
     run = _Run(assets, Finisher(recipe), config, stop, report, finished)
     with folder.held(assets.out, worker, wait=wait, alone=overwrite):
         with folder.claimed(assets.out, about, overwrite=overwrite, worker=worker) as begun:
-            try:
-                _sweep(run, _mend(run, mine), begun)
-            except engine.Interrupted:
-                _account(assets, alone=False)
-                raise
+            _sweep(run, _mend(run, mine), begun)
         if candidates > 1:
             _keep_best(run, candidates)
         return _account(assets, alone=share is None)
@@ -241,17 +227,21 @@ def _sweep(run: _Run, todo: list[int], begun: Callable[[], None]) -> None:
         run.report(Progress(taken, total, norms, block.finished))
 
     with folder.checkpoints(assets.out, assets.worker, run.config.keep) as (own, others):
-        engine.run(
-            run.stages,
-            assets.task,
-            todo,
-            passed_on,
-            config=run.config,
-            report=told,
-            checkpoints=own,
-            others=others,
-            stop=run.stop,
-        )
+        try:
+            engine.run(
+                run.stages,
+                assets.task,
+                todo,
+                passed_on,
+                config=run.config,
+                report=told,
+                checkpoints=own,
+                others=others,
+                stop=run.stop,
+            )
+        except engine.Interrupted:
+            _account(assets, alone=False)
+            raise
 
 
 def _write(run: _Run, outcome: Outcome, work: Sequence[int]) -> dict:
@@ -280,6 +270,18 @@ def _write(run: _Run, outcome: Outcome, work: Sequence[int]) -> dict:
             made = run.finisher.write(outcome.params, local, about, assets.solid, track.history)
         folder.publish(local, assets.place(track.index))
     return made
+
+
+def _demand_sense(recipe: Recipe, config: EngineConfig, out: epath.PathLike, lose: bool) -> None:
+    """Raises `ValueError` for what no folder is needed to refuse."""
+    if lose:
+        raise ValueError(
+            "several workers cannot overwrite a folder: the last to begin would delete what the "
+            "first have made. Remove it first, or choose another --out"
+        )
+    bounds.check(recipe)
+    bounds.check(config, "engine")
+    demand_storage(out)
 
 
 def _demand_scores(jobs: Sequence[Job], candidates: int) -> None:
