@@ -10,7 +10,6 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +91,6 @@ class Finisher:
                 look.background
             )
         )
-        self._density, self._color = jax.jit(self.field.density), jax.jit(self.field.color)
         self._scorer = scorer.load()
         held_out = [s for s in props.specs() if props.is_held_out(s)]
         self._captions = [props.caption(s) for s in held_out]
@@ -104,9 +102,8 @@ class Finisher:
         return np.concatenate([np.asarray(self._picture(params, c, look)) for c in one])
 
     def mesh(self, params: Params) -> mesh.Mesh:
-        """The textured mesh of the field; raises `ValueError` where it has none."""
-        density, color = partial(self._density, params), partial(self._color, params)
-        return mesh.build(density, color, self.field.bound, self.recipe.mesh)
+        """The asset's mesh; raises `ValueError` where it has none."""
+        return mesh.of(self.field, params, self.recipe.mesh)
 
     def measure(self, prompt: str, views: np.ndarray, azimuth: np.ndarray) -> dict[str, float]:
         """The scorer's opinion of views, for a prompt in words of the prop world, else nothing."""

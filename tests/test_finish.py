@@ -122,7 +122,8 @@ def test_what_finishing_raises_costs_that_file(
     assert names <= missing | {"mesh", "scores"}
     assert all(why and "\n" not in why for why in said["errors"].values())
     if str(error) and not isinstance(error, KeyError):
-        assert all(str(error) in why for why in said["errors"].values())
+        told = getattr(error, "strerror", None) or str(error)
+        assert all(told in why for why in said["errors"].values())
 
 
 def test_half_a_file_is_none(finisher, params, tmp_path, monkeypatch):
