@@ -245,7 +245,7 @@ def test_a_killed_run_in_a_relative_folder_goes_on(tmp_path, monkeypatch):
     assert {p.name for p in (work / "out").iterdir()} == names | {"sweep.json"}
 
 
-# From its first step, and from its fifth: two blocks in.
+# From its first step, and from its sixth: two blocks in.
 DIVERGING = {"lambda_sparsity": (3e38,)}
 LATER = {"lambda_sparsity": (0.0, 3e38, 2 / 3, 0.0)}
 
@@ -265,7 +265,7 @@ def diverged(tmp_path_factory):
 def test_every_asset_has_its_status(diverged):
     out, _, rows, records = diverged
     assert [(row["status"], row["steps"]) for row in rows] == [
-        ("failed", 0), ("nonfinite", 4), ("done", 4),
+        ("failed", 0), ("nonfinite", 5), ("done", 4),
     ]  # fmt: skip
     assert {r["index"]: r["status"] for r in records} == {0: "failed", 1: "nonfinite", 2: "done"}
     with open(out / "ledger.csv", newline="", encoding="utf-8") as file:
