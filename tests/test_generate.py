@@ -139,7 +139,7 @@ def test_another_run_is_refused_or_overwrites(resumed, critic, tmp_path):
 
 def test_mistakes_are_found_before_any_work(tmp_path, critic):
     with pytest.raises(ValueError, match="nearest: 'chair'"):
-        generate(TINY, embedded.open_critic(), [*JOBS, Job("a red chiar")], tmp_path / "a")
+        generate(TINY, embedded.open(), [*JOBS, Job("a red chiar")], tmp_path / "a")
     with pytest.raises(ValueError, match="3 numbers"):
         generate(TINY, critic, [Job("a red chair", knobs={"lr": (1.0, 2.0, 3.0)})], tmp_path / "a")
     with pytest.raises(ValueError, match="cannot read 'a thing'"):
