@@ -1,5 +1,8 @@
-"""Shim for tools that still call setup.py; the metadata live in pyproject.toml."""
+"""What pyproject.toml cannot say: the recipes of configs/ are part of the package in a wheel."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
-setup()
+setup(
+    packages=[*find_packages(include=["jax3d*"]), "jax3d.configs"],
+    package_dir={"jax3d.configs": "configs"},
+)

@@ -21,7 +21,7 @@ from jax3d import camera, image
 from jax3d import recipe as recipes
 from jax3d.data import prop_bank, props
 from jax3d.finish import versions
-from jax3d.generate import generate
+from jax3d.making import generate
 from jax3d.manifest import Job
 from jax3d.metrics import scorer
 from jax3d.optimize.engine import EngineConfig

@@ -1,19 +1,20 @@
 """Pictures on disk and on sheets (host side).
 
+The libraries that read, write and resample are imported when they are called for: they take longer
+than all the rest of a command's help.
+
 Images are `[H, W, 3]` float in [0, 1]. Their values are sRGB everywhere in jax3d: fields, renders
 and critics all speak of colours as a screen shows them; only light is added up in linear values.
 """
 
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
-import imageio.v3 as iio
 import jax
 import numpy as np
-from imageio_ffmpeg import get_ffmpeg_exe
 from jaxtyping import Float, UInt8
-from skimage.transform import resize as _resample
 
 from jax3d.files import whole
 
@@ -28,6 +29,8 @@ def to_uint8(rgb: Float[Host, "..."]) -> UInt8[np.ndarray, "..."]:
 
 def read_image(path: str | os.PathLike) -> Float[np.ndarray, "H W 3"]:
     """Read a PNG or JPEG as float in [0, 1]; transparency is laid over white."""
+    import imageio.v3 as iio
+
     try:
         rgba = iio.imread(path, plugin="pillow", mode="RGBA").astype(np.float32) / 255.0
     except FileNotFoundError:
@@ -37,15 +40,66 @@ def read_image(path: str | os.PathLike) -> Float[np.ndarray, "H W 3"]:
     return rgba[..., :3] * rgba[..., 3:] + (1.0 - rgba[..., 3:])
 
 
+SIDES = {".png": 2**31 - 1, ".jpg": 65_535, ".jpeg": 65_535, ".webp": 16_383}
+"""Formats of pictures, by suffix, and the longest side that each can hold, pixels."""
+
+
+def write(path: str | os.PathLike, rgb: Float[Host, "H W 3"]) -> None:
+    """Write with 8 bits a channel, in the format that the suffix names.
+
+    Raises `ValueError` and `OSError` as `demand_writable` does.
+    """
+    import imageio.v3 as iio
+
+    demand_writable(path, *np.shape(rgb)[:2])
+    suffix = Path(path).suffix.lower()
+    lossy = {} if suffix == ".png" else {"quality": 95}
+    with whole(path) as file:
+        file.write_bytes(iio.imwrite("<bytes>", to_uint8(rgb), extension=suffix, **lossy))
+
+
+def demand_writable(path: str | os.PathLike, height: int, width: int) -> None:
+    """Find out whether a picture of this size could be written, before it is made.
+
+    Raises:
+      ValueError: The suffix names no known format, or one that has no room for the picture.
+      OSError: The folder is missing, or nothing can be written there.
+    """
+    path = Path(path)
+    most = SIDES.get(path.suffix.lower())
+    if most is None:
+        raise ValueError(
+            f"{path}: no picture format is known for '{path.suffix}'; use {', '.join(SIDES)}"
+        )
+    if max(height, width) > most:
+        raise ValueError(
+            f"{path}: a picture of {width} x {height} pixels; {path.suffix} holds {most} a side"
+        )
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it")
+    if path.exists():
+        with open(path, "ab"):
+            return
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            return
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror}") from error
+
+
 def write_png(path: str | os.PathLike, rgb: Float[Host, "H W 3"]) -> None:
     """Write with 8 bits a channel; the file is there whole or not at all."""
+    import imageio.v3 as iio
+
     with whole(path) as file:
         file.write_bytes(iio.imwrite("<bytes>", to_uint8(rgb), extension=".png"))
 
 
 def resize(rgb: Float[Host, "H W c"], size: tuple[int, int]) -> Float[np.ndarray, "h w c"]:
     """Resample to `size` (height, width): bilinear, smoothed first where it shrinks."""
-    return _resample(np.asarray(rgb, np.float32), size, order=1, anti_aliasing=True)
+    from skimage.transform import resize as resample
+
+    return resample(np.asarray(rgb, np.float32), size, order=1, anti_aliasing=True)
 
 
 def srgb_to_linear(srgb: Float[Host, "*n"]) -> Float[np.ndarray, "*n"]:
@@ -88,6 +142,8 @@ def write_video(path: str | os.PathLike, frames: Float[Host, "n H W 3"], fps: in
     The file is there whole or not at all. Raises `ValueError` for another suffix or no frames,
     and `OSError` where the file cannot be written or there is no ffmpeg.
     """
+    import imageio.v3 as iio
+
     frames = to_uint8(frames)
     if not len(frames):
         raise ValueError(f"{path}: a video needs at least one frame")
@@ -106,6 +162,8 @@ def write_video(path: str | os.PathLike, frames: Float[Host, "n H W 3"], fps: in
 
 def _write_mp4(path, frames, fps):
     """`yuv420p` and a leading index let every browser play the file while it loads."""
+    from imageio_ffmpeg import get_ffmpeg_exe
+
     height, width = frames.shape[1:3]
     source = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {fps} -i -"
     target = "-c:v libx264 -crf 18 -pix_fmt yuv420p -movflags +faststart -loglevel error -y"

@@ -11,11 +11,10 @@ does not know, or has as null, is an empty cell.
 
 import csv
 import io
-import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -49,10 +48,9 @@ def _ramp(values: Sequence[float | None]) -> str:
 
 
 def _errors(record: Mapping) -> str:
-    """What went wrong, in a line: of the whole asset, or part by part."""
-    parts = [f"{part}: {told}" for part, told in (record.get("errors") or {}).items()]
-    told = [record["error"]] if record.get("error") else parts
-    return " ".join("; ".join(told).split())
+    """What went wrong, part by part, in a line."""
+    parts = (f"{part}: {told}" for part, told in (record.get("errors") or {}).items())
+    return " ".join("; ".join(parts).split())
 
 
 def write(out: epath.PathLike, rows: Sequence[Mapping]) -> epath.Path:
@@ -88,26 +86,6 @@ def _cell(value: Any) -> Any:
 def text_of(cell: str) -> str:
     """The text that a cell of the ledger stands for."""
     return cell.removeprefix("'")
-
-
-def records(out: epath.PathLike, folders: Iterable[str]) -> dict[str, dict]:
-    """The `asset.json` of those folders that have one, by folder.
-
-    Raises `ValueError` for one that is no record; the message names the file.
-    """
-    found = {}
-    for folder in folders:
-        path = epath.Path(out) / folder / "asset.json"
-        if not path.exists():
-            continue
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is truncated or no JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{path} is no record of an asset: expected an object")
-        found[folder] = record
-    return found
 
 
 def summary(rows: Sequence[Mapping], dollars_per_hour: float | None = None) -> str:

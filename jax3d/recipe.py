@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from jax3d import config_files
 from jax3d.bounds import Range, Text
 from jax3d.fields.mlp import MlpConfig
 from jax3d.fields.triplane import TriplaneConfig
@@ -101,18 +102,24 @@ class Recipe:
         )
 
 
-def load(path: str | Path, kind: type = Recipe):
-    """The `recipe` of a config file, which is Python and is run.
+def load(name: str | Path, kind: type = Recipe):
+    """The `recipe` of a config, which is Python and is run.
+
+    Args:
+      name: Of a packaged config, such as "props", or the path of a file.
+      kind: What it must be: `Recipe`, or the dataclass of a training.
 
     Raises:
-      ValueError: The file cannot be run, or defines no `recipe` of this kind.
+      ValueError: There is none, it cannot be run, or defines no `recipe` of this kind.
     """
+    path = config_files.find(name)
     try:
         found = runpy.run_path(str(path)).get("recipe")
-    except Exception as error:
-        # A config is the user's own code: whatever it raises is told with the file's name.
-        raise ValueError(f"config {path}: {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        # A config is the user's own code: whatever it raises, were it `sys.exit`, is told with
+        # the file's name.
+        raise ValueError(f"config {name}: {type(error).__name__}: {error}") from error
     if not isinstance(found, kind):
         where = f"{kind.__module__}.{kind.__name__}"
-        raise ValueError(f"config {path} defines no `recipe` that is a {where}")
+        raise ValueError(f"config {name} defines no `recipe` that is a {where}")
     return found

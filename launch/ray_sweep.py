@@ -20,7 +20,8 @@ import ray
 import tyro
 
 from jax3d import cli, ledger, manifest
-from jax3d.generate import generate
+from jax3d.cli import cache, making, sweep
+from jax3d.making import generate
 from jax3d.priors.open import open_critic
 
 
@@ -47,9 +48,11 @@ class Args:
 class Worker:
     """One accelerator host."""
 
-    def __init__(self, command: cli.Sweep, jobs):
+    def __init__(self, command: sweep.Options, jobs):
         """Opens the critic."""
         self.command, self.jobs = command, jobs
+        if command.cache:
+            cache.turn_on()
         if command.cpu_devices is not None:
             jax.config.update("jax_num_cpu_devices", command.cpu_devices)
         self.critic = open_critic(command.prior, command.dtype)
@@ -137,13 +140,13 @@ def resources(args: Args) -> tuple[dict, int]:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the sweep; a mistake of the user ends in one line and exit code 2."""
+    """Runs the sweep; exit codes are those of `jax3d sweep`."""
     args, rest = tyro.cli(Args, args=argv, return_unknown_args=True)
-    command = cli.parse(["sweep", *rest])
     # This process only looks after the others; should it see an accelerator, it is theirs.
     jax.config.update("jax_platforms", "cpu")
     try:
-        jobs = cli.read_jobs(command)
+        _, command = cli.parse(["sweep", *rest])
+        jobs = sweep.read_jobs(command)
         chunks = manifest.chunks(len(jobs), args.chunk)
         critic = open_critic(command.prior, command.dtype)
         claim = (command.whole_recipe(), critic, jobs, command.out)
@@ -160,7 +163,7 @@ def main(argv: list[str]) -> int:
         print(f"ray_sweep: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(ledger.summary(rows, command.dollars_per_hour))
-    return 0
+    return making.exit_code(rows, range(len(jobs)))
 
 
 if __name__ == "__main__":

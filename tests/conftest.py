@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What a test compiles must not depend on what another run has left in the user's cache.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 # The tests compile much and compute little: without LLVM's optimisation they take half the time.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")

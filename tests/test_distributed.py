@@ -11,6 +11,8 @@ import pytest
 from toys import free_port, recipe_file
 
 from jax3d import cli, cluster, image, recipe
+from jax3d.cli import sweep
+from jax3d.cli.signals import Stop
 
 ROWS = [{"prompt": "a red chair", "steps": 3 + k % 3} for k in range(6)]
 COMMAND = "import sys; from jax3d.cli import main; sys.exit(main())"
@@ -32,13 +34,12 @@ def ledger_of(out):
 def single(folder):
     """The assets as one process makes them."""
     out = folder / "single"
-    cli.run_sweep(
-        cli.Sweep(
-            manifest=str(folder / "jobs.jsonl"),
-            out=str(out),
-            recipe=recipe.load(folder / "recipe.py"),
-        )
+    options = sweep.Options(
+        manifest=str(folder / "jobs.jsonl"),
+        out=str(out),
+        recipe=recipe.load(folder / "recipe.py"),
     )
+    assert sweep.run(options, Stop()) == 0
     return out
 
 
@@ -70,12 +71,12 @@ def test_two_processes_make_every_asset_once_and_the_same(folder, single):
         a, b = (image.read_image(o / ours["path"] / "views.png") for o in (out, single))
         np.testing.assert_allclose(a, b, atol=2 / 255)
     # A call for all the assets finds nothing to make, and tidies up.
-    again = cli.Sweep(
+    again = sweep.Options(
         manifest=str(folder / "jobs.jsonl"),
         out=str(out),
         recipe=recipe.load(folder / "recipe.py"),
     )
-    cli.run_sweep(again)
+    assert sweep.run(again, Stop()) == 0
     assert not (out / "checkpoints").exists()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from balls import ball_recipe, red_ball
 
-from jax3d.generate import generate
+from jax3d.making import generate
 from jax3d.manifest import grid
 from jax3d.optimize.engine import EngineConfig
 

@@ -101,6 +101,12 @@ def as_stage(model: Model) -> Stage:
     return Stage(model.representation, start, step, model.steps, result, model.params)
 
 
+def starting_from(stages: Sequence[Stage], params: Params) -> tuple[Stage, ...]:
+    """The same stages, of which the first starts from an asset at hand."""
+    first, *others = stages
+    return (first._replace(start=lambda task, left: first.start(task, Left(params))), *others)
+
+
 def abstract_states(stages: Sequence[Stage], task: Task) -> list[State]:
     """The shapes of the state that each stage has of an asset."""
     states, left = [], None

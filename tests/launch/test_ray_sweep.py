@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from toys import recipe_file
 
-from jax3d import cli, image, recipe
+from jax3d import image, recipe
+from jax3d.cli import sweep
+from jax3d.cli.signals import Stop
 
 pytest.importorskip("ray")
 
@@ -70,8 +72,8 @@ def test_a_killed_actor_loses_nothing_and_does_nothing_twice(tmp_path):
     assert 0 < int(resumed[1]) < 60
     assert not (out / "checkpoints").exists()
 
-    alone = cli.Sweep(manifest=str(jobs), out=str(whole), recipe=recipe.load(config))
-    cli.run_sweep(alone)
+    alone = sweep.Options(manifest=str(jobs), out=str(whole), recipe=recipe.load(config))
+    assert sweep.run(alone, Stop()) == 0
     rows, wanted = (
         list(csv.DictReader((o / "ledger.csv").read_text().splitlines())) for o in (out, whole)
     )

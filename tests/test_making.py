@@ -18,7 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax3d import folder, ledger
 from jax3d.finish import Finisher
 from jax3d.folder import PARAMS
-from jax3d.generate import MERITS, generate
+from jax3d.making import MERITS, generate
 from jax3d.manifest import Job
 from jax3d.optimize import asset as asset_program
 from jax3d.optimize import engine, flops
@@ -197,7 +197,7 @@ def test_a_second_run_is_refused_while_the_first_goes_on(tmp_path):
 KILLED = """
 import os, signal, sys, threading
 from balls import ball_recipe, red_ball
-from jax3d.generate import generate
+from jax3d.making import generate
 from jax3d.manifest import Job
 from jax3d.optimize.engine import EngineConfig
 

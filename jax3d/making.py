@@ -15,16 +15,17 @@ from typing import NamedTuple
 
 from etils import epath
 
-from jax3d import bounds, finish, folder, gallery, ledger, record
+from jax3d import bounds, finish, folder, gallery, ledger, record, weights
 from jax3d.data import props
 from jax3d.finish import Finisher
 from jax3d.manifest import Job
 from jax3d.optimize import engine
 from jax3d.optimize.checkpoint import absolute, demand_storage
 from jax3d.optimize.engine import EngineConfig, Outcome
-from jax3d.optimize.stage import Task, step_flops
+from jax3d.optimize.stage import Task, starting_from, step_flops
 from jax3d.priors.base import Critic
 from jax3d.recipe import Recipe
+from jax3d.types import Params
 
 MERITS = ("r_precision", "name", "color", "azimuth", "similarity")
 """The metrics by which candidates are compared, each where those before it are equal."""
@@ -55,6 +56,7 @@ def generate(
     worker: str = "main",
     overwrite: bool = False,
     wait: bool = False,
+    start_from: epath.PathLike | None = None,
     stop: Callable[[], bool] = lambda: False,
     report: Callable[[Progress], None] = lambda progress: None,
     finished: Callable[[dict], None] = lambda record: None,
@@ -77,6 +79,7 @@ def generate(
         have the name.
       overwrite: Whether what the folder holds may be lost; not together with `share`.
       wait: Whether to wait for a process that is this worker already, instead of being refused.
+      start_from: Folder of a finished asset from whose parameters every asset starts.
       stop: Asked after every block of steps whether to save and stop.
       report: Called after every block of steps.
       finished: Called with the record of each asset when its files are written, in other threads
@@ -91,7 +94,8 @@ def generate(
     config = EngineConfig() if config is None else config
     _demand_sense(recipe, config, out, overwrite and share is not None)
     _demand_scores(jobs, candidates)
-    assets = _Assets(recipe, critic, jobs, absolute(out), worker, solid=candidates == 1)
+    start = None if start_from is None else _start(recipe, start_from)
+    assets = _Assets(recipe, critic, jobs, absolute(out), worker, candidates == 1, start)
     mine = list(range(len(jobs)) if share is None else share)
     assets.check(mine)
     about = _note(assets, config, candidates)
@@ -104,12 +108,25 @@ def generate(
         return _account(assets, alone=share is None)
 
 
+def _start(recipe: Recipe, path: epath.PathLike) -> Params:
+    """The parameters of an asset at hand; raises `ValueError` where the recipe cannot take them."""
+    asset = folder.load_asset(path)
+    if asset.recipe.field != recipe.field:
+        raise ValueError(
+            f"start-from {path}: its field is {asset.recipe.field}, and the recipe's is "
+            f"{recipe.field}: give the options that made it"
+        )
+    return asset.params
+
+
 class _Assets:
     """The assets of a folder: how each is made and where it lies."""
 
-    def __init__(self, recipe, critic, jobs, out: epath.Path, worker: str, solid: bool):
+    def __init__(
+        self, recipe, critic, jobs, out: epath.Path, worker: str, solid: bool, start: Params
+    ):
         self.recipe, self.critic, self.jobs, self.out = recipe, critic, jobs, out
-        self.worker, self.solid = worker, solid
+        self.worker, self.solid, self.start = worker, solid, start
         self.names = [gallery.slug(job.prompt, k) for k, job in enumerate(jobs)]
         # A wave of assets asks for its conditions twice: when it enters and when it moves on.
         self._condition = lru_cache(256)(self._read)
@@ -151,6 +168,8 @@ class _Run:
         self.stop, self.report = stop, report
         # Whatever of the program can be refused is refused here, before a folder is claimed.
         self.stages = assets.recipe.build(assets.critic)
+        if assets.start is not None:
+            self.stages = starting_from(self.stages, assets.start)
         self._finished, self._one_at_a_time = finished, threading.Lock()
 
     def finished(self, about: dict) -> None:
@@ -166,6 +185,8 @@ class _Run:
 def _note(assets: _Assets, config: EngineConfig, candidates: int) -> dict:
     """What `sweep.json` says."""
     who = folder.identity(assets.recipe, assets.critic, assets.jobs, candidates, config)
+    if assets.start is not None:
+        who["start"] = weights.digest(assets.start)
     return {
         "identity": who,
         "assets": len(assets.jobs),
