@@ -63,8 +63,7 @@ def generate(
 ) -> list[dict]:
     """Makes every job's asset that `out` does not hold yet; returns the rows of the ledger.
 
-    A row's `status` is one of those that `record` tells of: an asset that `failed` has no more than
-    its row, and is not tried again.
+    A row's `status` is one of `record`'s: what `failed` has a row only, and is not tried again.
 
     Args:
       recipe: How; jobs override it.
@@ -86,10 +85,10 @@ def generate(
         but never twice at once; with that of the best candidate again when it has its mesh.
 
     Raises:
-      ValueError: The critic does not understand a prompt, a value does not fit the recipe, the
-        folder is another run's or process's, or no place for checkpoints. `out` is as it was.
+      ValueError: A prompt or a value cannot be read, the folder is another run's or process's, or
+        no place for checkpoints. `out` is as it was.
       OSError: `out` cannot be written to: told before any work is done, or when the disk is full.
-      engine.Interrupted: `stop` said so. What is finished is accounted for; the rest goes on later.
+      engine.Interrupted: `stop` said so; the rest goes on later.
     """
     config = EngineConfig() if config is None else config
     _demand_sense(recipe, config, out, overwrite and share is not None)

@@ -80,8 +80,7 @@ def make(
 ) -> tuple[list[dict], int]:
     """Makes the jobs and shows how it goes.
 
-    Returns the rows of the ledger, and the exit code: 0 where every asset asked for is made, 1
-    where one is not, and more where a signal asked to stop.
+    Returns the rows of the ledger, and the exit code that `cli.main` tells of.
     """
     # Imported here: what meshes, writes and reads critics is not needed to tell the options.
     from jax3d.making import generate
@@ -101,11 +100,7 @@ def make(
             shown.say(_told(record))
 
         def report(block):
-            steps = block.steps / (time.perf_counter() - started)
-            assets = 3600 * steps * len(jobs) / block.total
-            rate = f"{steps:.2f} steps/s, {assets:.0f} assets/h"
-            if norms := block.residual_norms:
-                rate += f", residual {min(norms):.2f} to {max(norms):.2f}"
+            rate = _rate(block, len(jobs), time.perf_counter() - started)
             shown.update(block.steps, block.total, rate)
 
         try:
@@ -130,11 +125,18 @@ def make(
         except engine.OutOfMemory as error:
             raise MemoryError(f"not even one asset a device fits: {error}") from error
     seconds = time.perf_counter() - started
-    terminal.say(
-        f"{len(made)} assets in {seconds:.0f} s ({3600 * len(made) / seconds:.1f} assets/h): "
-        f"open {options.out}/index.html"
-    )
+    rate = f"{3600 * len(made) / seconds:.1f} assets/h"
+    terminal.say(f"{len(made)} assets in {seconds:.0f} s ({rate}): open {options.out}/index.html")
     return rows, exit_code(rows, range(len(jobs)) if share is None else share)
+
+
+def _rate(block, jobs: int, seconds: float) -> str:
+    """How fast it goes, after a block of steps."""
+    steps = block.steps / seconds
+    told = f"{steps:.2f} steps/s, {3600 * steps * jobs / block.total:.0f} assets/h"
+    if norms := block.residual_norms:
+        told += f", residual {min(norms):.2f} to {max(norms):.2f}"
+    return told
 
 
 def _told(record: Mapping) -> str:

@@ -5,6 +5,7 @@ the difference between the frozen critic and this one. The second critic is any 
 `lora` makes one of the first critic and low-rank changes of its matrices (arXiv:2106.09685).
 """
 
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -148,19 +149,9 @@ def lora(
     added = traverse_util.flatten_dict(camera_weights or {}, sep="/")
 
     def init(key: Key) -> Params:
-        def pair(i, rows, columns):
-            down = jax.random.normal(jax.random.fold_in(key, i), (rows, rank)) / rows**0.5
-            return {"down": down, "up": jnp.zeros((rank, columns))}
-
-        def fresh(i, name, shape):
-            # The last layer is zero, so that cameras change nothing at first.
-            if len(shape) < 2 or "linear_2" in name:
-                return jnp.zeros(shape)
-            return jax.random.normal(jax.random.fold_in(key, i), shape) / shape[0] ** 0.5
-
-        own = {name: pair(i, *shape) for i, (name, shape) in enumerate(matrices.items())}
-        more = enumerate(added.items(), start=len(own))
-        return own | {name: fresh(i, name, leaf.shape) for i, (name, leaf) in more}
+        keys = (jax.random.fold_in(key, i) for i in itertools.count())
+        own = {name: _pair(next(keys), *shape, rank) for name, shape in matrices.items()}
+        return own | {name: _fresh(next(keys), name, leaf.shape) for name, leaf in added.items()}
 
     def denoise(prior_params, own, z_t, t, text, camera, told):
         def changed(path, leaf):
@@ -175,3 +166,16 @@ def lora(
         return prior.denoise(params, z_t, t, text, camera)
 
     return SecondCritic(init, denoise)
+
+
+def _pair(key: Key, rows: int, columns: int, rank: int) -> Params:
+    """A change of a matrix that is zero at first."""
+    down = jax.random.normal(key, (rows, rank)) / rows**0.5
+    return {"down": down, "up": jnp.zeros((rank, columns))}
+
+
+def _fresh(key: Key, name: str, shape: tuple[int, ...]):
+    # The last layer is zero, so that cameras change nothing at first.
+    if len(shape) < 2 or "linear_2" in name:
+        return jnp.zeros(shape)
+    return jax.random.normal(key, shape) / shape[0] ** 0.5

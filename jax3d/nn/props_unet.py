@@ -154,7 +154,6 @@ class PropsUNet(nn.Module):
             zeros = nn.initializers.zeros
             emb = emb + nn.Dense(cfg.embedding, name=f"deep{k}_out", kernel_init=zeros)(deep)
         emb = nn.silu(emb)
-
         x = _patch(z_t, cfg.patch)
         maps = jnp.concatenate([rays, jnp.ones_like(rays[..., :1])], -1) * told[:, None, None, None]
         x = nn.Conv(cfg.widths[0], (3, 3), name="in")(jnp.concatenate([x, maps], -1))

@@ -160,22 +160,11 @@ def make(representation: Representation, terms: Sequence[Term], config: AssetCon
         memory = representation.memory(params)
         return AssetState(jnp.zeros((), jnp.int32), params, opt_state, memory, own)
 
-    def judge(term: Term, params, own, keys, state, shared, cond, knobs, size):
-        """One term's scalar and metrics, and the regularisers of its renders."""
-        cameras = term.cameras(keys[0], cond)
-        look = term.look(keys[1], state.step, cameras, knobs)
-        render = representation.render(params, keys[2], cameras, look, (size, size))
-        weight = term.weight(knobs).at(state.step)
-        weighed = jax.tree.map(lambda x: scale_gradient(x, weight), render)
-        shot = Shot(state.step, cameras, look, weighed)
-        scalar, metrics = term.guidance.loss(shared, keys[3], shot, cond, knobs, own)
-        return scalar, metrics, of_pictures(render)
-
     def objective(trained, state, keys, shared, cond, knobs, size):
         """The scalar to descend; only its gradient has a meaning."""
         params, own = trained
         each = [
-            judge(term, params, own[i], keys[i], state, shared, cond, knobs, size)
+            _judge(representation, term, params, own[i], keys[i], state, shared, cond, knobs, size)
             for i, term in enumerate(terms)
         ]
         scalars, metrics, pictures = zip(*each, strict=True)
@@ -211,6 +200,18 @@ def make(representation: Representation, terms: Sequence[Term], config: AssetCon
         return state, metrics
 
     return Optimizer(init, step)
+
+
+def _judge(representation, term: Term, params, own, keys, state, shared, cond, knobs, size):
+    """One term's scalar and metrics, and the regularisers of its renders."""
+    cameras = term.cameras(keys[0], cond)
+    look = term.look(keys[1], state.step, cameras, knobs)
+    render = representation.render(params, keys[2], cameras, look, (size, size))
+    weight = term.weight(knobs).at(state.step)
+    weighed = jax.tree.map(lambda x: scale_gradient(x, weight), render)
+    shot = Shot(state.step, cameras, look, weighed)
+    scalar, metrics = term.guidance.loss(shared, keys[3], shot, cond, knobs, own)
+    return scalar, metrics, of_pictures(render)
 
 
 def _of_term(key: Key, term: int) -> Key:

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax3d import diffusion, prompts
-from jax3d.priors.base import Critic
+from jax3d.priors.base import Critic, Prior
 from jax3d.priors.schedulers import Sampler
-from jax3d.types import Camera, Cond, Key, Prompt
+from jax3d.types import Camera, Cond, Key, Params, Prompt
 
 Mode = Literal["camera", "words", "text"]
 """How a critic is asked: by the exact camera, by view words, or by the text alone."""
@@ -49,13 +49,12 @@ def sampler(
         "ddim" where they chose none.
 
     Raises:
-      ValueError: the critic is not told cameras, `steps` does not fit its schedule, or its
-        makers' sampler is not supported, so that a method has to be named; from the
-        returned function: it cannot read the prompt, or views are not in the critic's groups.
+      ValueError: the critic is not told cameras, `steps` does not fit its schedule, or its makers'
+        sampler is not supported; from the returned function: it cannot read the prompt, or views
+        are not in the critic's groups.
     """
     prior = critic.prior
-    if mode is None:
-        mode = "camera" if prior.reads_camera else "text"
+    mode = mode or ("camera" if prior.reads_camera else "text")
     if mode == "camera" and not prior.reads_camera:
         raise ValueError("this critic is not told cameras: ask it by words or by the text")
     chosen = _own(critic, steps) if method is None else _method(critic, steps, method)
@@ -63,22 +62,9 @@ def sampler(
 
     @jax.jit
     def draw(params, key: Key, text: Cond, null: Cond, camera: Camera):
-        views = len(camera.fovy)
-        rgb = jax.ShapeDtypeStruct((views, prior.size, prior.size, 3), jnp.float32)
-        shape = jax.eval_shape(prior.encode, params, key, rgb).shape
-        start = (1, *shape[1:]) if one_noise else shape
-        noise = jnp.broadcast_to(jax.random.normal(key, start), shape)
-        both = jax.tree.map(lambda *x: jnp.concatenate(x), text, null)
-        told = jax.tree.map(lambda x: jnp.concatenate([x, x]), camera)
-
-        def denoise(z, t):
-            times = jnp.full((2 * len(z),), t)
-            eps = prior.denoise(
-                params, jnp.concatenate([z, z]), times, both, told if mode == "camera" else None
-            )
-            cond, uncond = jnp.split(eps, 2)
-            return diffusion.cfg(uncond, cond, guidance_scale)
-
+        noise = _noise(prior, params, key, len(camera.fovy), one_noise)
+        told = camera if mode == "camera" else None
+        denoise = _guided(prior, params, text, null, told, guidance_scale)
         fresh = {"key": jax.random.fold_in(key, 1)} if chosen.stochastic else {}
         z = chosen.sample(denoise, chosen.start * noise, chosen.grid, **fresh)
         return jnp.clip(prior.decode(params, z), 0.0, 1.0)
@@ -101,6 +87,31 @@ def sampler(
         return draw(critic.params, key, text, repeat(cond.null), camera)
 
     return sample
+
+
+def _noise(prior: Prior, params: Params, key: Key, views: int, one: bool):
+    """Where the sampler starts: a noise image for each view, or one for all."""
+    rgb = jax.ShapeDtypeStruct((views, prior.size, prior.size, 3), jnp.float32)
+    shape = jax.eval_shape(prior.encode, params, key, rgb).shape
+    start = (1, *shape[1:]) if one else shape
+    return jnp.broadcast_to(jax.random.normal(key, start), shape)
+
+
+def _guided(prior: Prior, params: Params, text: Cond, null: Cond, camera: Camera | None, scale):
+    """`denoise(z, t) -> eps` under classifier-free guidance, both halves in one batch."""
+
+    def twice(x):
+        return jnp.concatenate([x, x])
+
+    both = jax.tree.map(lambda *x: jnp.concatenate(x), text, null)
+    told = jax.tree.map(twice, camera)
+
+    def denoise(z, t):
+        eps = prior.denoise(params, twice(z), jnp.full((2 * len(z),), t), both, told)
+        cond, uncond = jnp.split(eps, 2)
+        return diffusion.cfg(uncond, cond, scale)
+
+    return denoise
 
 
 def _own(critic: Critic, steps: int) -> Sampler:

@@ -8,7 +8,6 @@ import textwrap
 import time
 
 import pytest
-from toys import recipe_file
 
 from jax3d.cli import signals
 
@@ -125,35 +124,3 @@ def test_handlers_are_as_before_when_the_command_has_ended():
         assert not stop()
     assert [signal.getsignal(number) for number in signals.ENDING] == before
     assert signal.set_wakeup_fd(-1) == -1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_run_goes_on_and_ends_as_an_undisturbed_one(tmp_path, number):
-    (tmp_path / "tiny.py").write_text(recipe_file(steps=60))
-    argv = [sys.executable, "-m", "jax3d", "generate", "a red chair", "--config", "tiny.py"]
-    argv += ["--engine.block", "2"]
-    env = {**os.environ, "TMPDIR": str(tmp_path / "scratch")}
-    (tmp_path / "scratch").mkdir()
-    options = {"cwd": tmp_path, "env": env, "text": True}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen([*argv, "--engine.checkpoint-every", "1"], **options, **pipes)
-    checkpoints = tmp_path / "out" / "checkpoints" / "main"
-    while not (checkpoints.exists() and any(p.name.isdigit() for p in checkpoints.iterdir())):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == CODES[number], err
-    assert "Traceback" not in err
-    assert not (tmp_path / "out" / "0000-a-red-chair").exists()
-    assert not list((tmp_path / "scratch").iterdir())
-    again = subprocess.run(argv, **options, capture_output=True)
-    assert again.returncode == 0, again.stderr
-    whole = subprocess.run([*argv, "--out", "whole"], **options, capture_output=True)
-    assert whole.returncode == 0, whole.stderr
-    for name in ("mesh.glb", "views.png"):
-        first, second = (
-            (tmp_path / out / "0000-a-red-chair" / name).read_bytes() for out in ("out", "whole")
-        )
-        assert first == second, name
