@@ -27,7 +27,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
@@ -176,7 +176,9 @@ def checked_fields(config: Mapping[str, Any], cls: type, but: tuple[str, ...] = 
 
 
 def _is_of(value: Any, kind: Any) -> bool:
-    if isinstance(kind, UnionType):
+    if get_origin(kind) is Annotated:
+        return _is_of(value, get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
         return any(_is_of(value, one) for one in get_args(kind))
     if get_origin(kind) is tuple:
         few = isinstance(value, tuple) and len(value) <= _MOST_ENTRIES

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections import OrderedDict
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -273,3 +274,18 @@ def test_the_digest_tells_bytes_types_shapes_names_and_facts():
     assert len(set(seen)) == len(seen)
     assert weights.digest({"a": np.zeros(4, np.float32)}) == seen[0]
     assert weights.digest({"a": np.zeros((2, 4), np.float32).T[:, 0]}) == seen[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        (Annotated[int, "a range"], 3, 3.5),
+        (tuple[Annotated[int, "a range"], ...], [64, 128], [64, "128"]),
+        (Annotated[int, "a range"] | None, None, "3"),
+        (Annotated[float, "a range"] | None, 1.5, float("nan")),
+    ],
+)
+def test_a_kind_with_a_range_is_checked_as_without(kind, good, bad):
+    assert weights.checked({"a": good}, {"a": kind})
+    with pytest.raises(WeightsError, match="that can be meant"):
+        weights.checked({"a": bad}, {"a": kind})
