@@ -142,16 +142,16 @@ def triplane(config: TriplaneConfig | None = None) -> Representation:
 
 def _init(key: Key, cfg: TriplaneConfig) -> Params:
     """Small random planes; a last layer near zero, so that the first shape is the blob alone."""
-    keys = jax.random.split(key, 3)
+    planes_key, mlp_key, background_key = jax.random.split(key, 3)
     pyramid = []
     for level in range(cfg.levels):
         shape = (3, cfg.resolution >> level, cfg.resolution >> level, cfg.channels)
-        pyramid.append(0.1 * jax.random.normal(jax.random.fold_in(keys[0], level), shape))
+        pyramid.append(0.1 * jax.random.normal(jax.random.fold_in(planes_key, level), shape))
     outputs = 7 if cfg.normals == "predicted" else 4
     widths = (3 * cfg.channels, *(cfg.hidden,) * cfg.layers, outputs)
-    params = {"planes": pyramid, "mlp": _init_mlp(keys[1], widths, last=0.1)}
+    params = {"planes": pyramid, "mlp": _init_mlp(mlp_key, widths, last=0.1)}
     if cfg.learned_background:
-        params["background"] = _init_mlp(keys[2], (3, 16, 3), last=0.1)
+        params["background"] = _init_mlp(background_key, (3, 16, 3), last=0.1)
     return params
 
 
