@@ -17,8 +17,8 @@ Params = Any
 """A pytree of arrays."""
 
 
-Numbers = jax.Array | np.ndarray
-"""Leaves of structures that also live on the host."""
+Numbers = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+"""Leaves of structures that also live on the host, or are asked for their shapes alone."""
 
 Scalars = Numbers | np.generic
 """The same where a leaf may be a single number."""
@@ -141,11 +141,11 @@ class Cond:
     after the views have chosen, `[A, 4]` in a sweep.
     """
 
-    tokens: Float[Array, "*b L D"]
+    tokens: Float[Numbers, "*b L D"]
     """Per-token embeddings; padding is zero."""
-    pooled: Float[Array, "*b P"] | None = None
+    pooled: Float[Numbers, "*b P"] | None = None
     """A second, pooled embedding for critics that ask for one (SDXL)."""
-    image: Float[Array, "*b h w c"] | None = None
+    image: Float[Numbers, "*b h w c"] | None = None
     """The picture at hand, in the network's own pixels or latents."""
     source: Camera | None = None
     """The camera of that picture."""

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Int
 
 from jax3d.knobs import Knobs
 from jax3d.optimize.stage import State, Step
-from jax3d.types import Params
+from jax3d.types import Numbers, Params
 
 Over = Literal["vmap", "map"]
 """How one device takes its assets: as one batch, which accelerators like, or one by one, which
@@ -41,11 +41,11 @@ class Slot:
     state: State
     cond: Any
     knobs: Knobs
-    step: Int[Array, "*A"]
+    step: Int[Numbers, "*A"]
     """Steps that the asset has taken in this stage."""
-    until: Int[Array, "*A"]
+    until: Int[Numbers, "*A"]
     """Steps after which this program is done with the asset."""
-    healthy: Bool[Array, "*A"]
+    healthy: Bool[Numbers, "*A"]
     """False once a step gave a number that is not finite; the state is the last good one."""
 
 
