@@ -80,7 +80,7 @@ def run(capsys, *argv):
     ("argv", "message"),
     [
         (["generate"], "no prompt"),
-        (["generate", ""], "names nothing"),
+        (["generate", ""], "no prompt"),
         (["generate", "a red chiar"], "nearest: 'chair'"),
         (["generate", "a red chair", "--steps", "-3"], "--steps is -3"),
         (["generate", "a red chair", "--config", "nowhere.py"], "nowhere.py"),
