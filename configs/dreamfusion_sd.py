@@ -1,6 +1,6 @@
 """DreamFusion's recipe with Stable Diffusion, by threestudio's numbers.
 
-    jax3d generate "a DSLR photo of a hamburger" --config configs/dreamfusion_sd.py \
+    jax3d generate "a DSLR photo of a hamburger" --config dreamfusion_sd \
         --prior /path/to/stable-diffusion-2-1-base
 
 Hardware: a GPU with 16 GB (docs/critics.md counts what a step takes). Untested at full size: there

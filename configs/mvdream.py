@@ -1,6 +1,6 @@
 """MVDream's recipe: four views a quarter turn apart under the multi-view critic.
 
-    jax3d generate "an astronaut riding a horse" --config configs/mvdream.py \
+    jax3d generate "an astronaut riding a horse" --config mvdream \
         --prior /path/to/mvdream-sd2.1-diffusers
 
 Hardware: a GPU with 24 GB; its authors say 20. Untested at full size: there were no weights here; a

@@ -1,6 +1,6 @@
 """The embedded critic with a larger network and many more images, for one GPU.
 
-    jax3d train prior --config configs/prior_gpu.py --out runs/prior_gpu
+    jax3d train prior --config prior_gpu --out runs/prior_gpu
 
 Untested on a GPU so far: the same code as configs/prior_cpu.py with larger numbers. 26 million
 images pass through the network; the weights are 11 MB in float16 and need no change of code.

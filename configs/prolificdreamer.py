@@ -1,6 +1,6 @@
 """ProlificDreamer's recipe, the first of its three parts, by threestudio's numbers.
 
-    jax3d generate "a pineapple" --config configs/prolificdreamer.py \
+    jax3d generate "a pineapple" --config prolificdreamer \
         --prior /path/to/stable-diffusion-2-1-base
 
 Hardware: a GPU with 40 GB, for the second stage's pictures and a gradient through the LoRA UNet.

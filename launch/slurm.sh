@@ -30,7 +30,7 @@ jax3d=${JAX3D:-jax3d}
 if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
   first=${SLURM_ARRAY_TASK_MIN:?}  # the array has no gaps
   process=$((SLURM_ARRAY_TASK_ID - first))
-  exec "$jax3d" sweep "$@" --processes "$SLURM_ARRAY_TASK_COUNT" --process "$process"
+  exec "$jax3d" sweep "$@" --wait --processes "$SLURM_ARRAY_TASK_COUNT" --process "$process"
 fi
 # `srun` tells each task its number; a task that fails does not end the others.
-exec srun --kill-on-bad-exit=0 "$jax3d" sweep "$@" --distributed
+exec srun --kill-on-bad-exit=0 "$jax3d" sweep "$@" --wait --distributed

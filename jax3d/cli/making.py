@@ -1,6 +1,7 @@
 """What `jax3d generate` and `jax3d sweep` share: their options, and the making of assets."""
 
 import dataclasses
+import logging
 import os
 import time
 from collections import Counter
@@ -86,6 +87,8 @@ def make(
     from jax3d.making import generate
     from jax3d.priors.open import open_critic
 
+    # A save that fails is told in our line; Orbax would print its traceback beside it.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     share = None if share is None else list(share)
     if options.cache:
         cache.turn_on()
