@@ -15,8 +15,6 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-jax.config.update("jax_debug_key_reuse", True)
-
 install_import_hook("jax3d", "beartype.beartype")
 
 

@@ -344,6 +344,7 @@ class _Run:
 
     def next_stage(self) -> int | None:
         """Fills the pools and names the one to run; None when all is done."""
+        self.admit()  # what takes no steps of the first stage waits for a later one
         for stage in reversed(range(len(self.pools))):
             self.fill(stage)
             pool, before = self.pools[stage], range(stage)

@@ -29,6 +29,7 @@ sys.exit(cli.main(["configs"]))
 """
 PATIENT = """
     with stop.patience():
+        print("patient", flush=True)
         while not stop():
             time.sleep(0.01)
         print("saved", flush=True)
@@ -48,7 +49,9 @@ IN_C = """
 
 
 def start(body, tmp_path, **options):
-    code = STAND_IN.format(body=textwrap.dedent(body).strip().replace("\n", "\n    "))
+    # The tests themselves may run where SIGHUP is ignored, which a process inherits.
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+    code += STAND_IN.format(body=textwrap.dedent(body).strip().replace("\n", "\n    "))
     env = {**os.environ, "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -66,6 +69,7 @@ def start(body, tmp_path, **options):
 @pytest.mark.parametrize("number", CODES)
 def test_a_run_is_asked_to_save_and_ends_by_the_code_of_the_signal(tmp_path, number):
     process = start(PATIENT, tmp_path)
+    assert process.stdout.readline() == "patient\n"
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert process.returncode == CODES[number]
@@ -113,7 +117,7 @@ def test_what_nohup_ignores_stays_ignored(tmp_path):
     time.sleep(0.3)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=30)[0] == "saved\n"
+    assert process.communicate(timeout=30)[0] == "patient\nsaved\n"
     assert process.returncode == 143
 
 
