@@ -1,0 +1,269 @@
+"""Training of the native prop generator (`jax3d train native`).
+
+First the bank: grids of objects, cut to the features that vary, from which the codec is fitted;
+then the flow on their latents. A shape comes in every colour that is not held out with it, so an
+object of the bank stands for eleven assets. The learning rate warms up, stays, and decays to zero
+over the last part.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from jax3d import weights
+from jax3d.data import prop_fields, prop_shapes, props
+from jax3d.models import props_latents, props_native
+from jax3d.models.props_latents import Codec, Features
+from jax3d.nn.props_flow import FlowConfig
+from jax3d.types import Params
+
+SHAPES = tuple((name, a) for name, (_, have) in prop_shapes.BUILDERS.items() for a in have)
+"""Every (class, attribute) of the world, in a fixed order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ShapesConfig:
+    """Which objects the bank holds."""
+
+    each: int = 40
+    """Objects of each of `SHAPES`, which take turns."""
+    seed: int = 11
+    survey: int = 8
+    """Objects of each in which is looked for the features that vary."""
+    threshold: float = 0.03
+    """Standard deviation of a share of a label from which it is kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NativeTraining:
+    """A recipe: `configs/native_cpu.py` holds the shipped one."""
+
+    network: FlowConfig = dataclasses.field(default_factory=FlowConfig)
+    shapes: ShapesConfig = dataclasses.field(default_factory=ShapesConfig)
+    fit: int = 24
+    """Objects of each shape that the codec is fitted to."""
+    components: int = 192
+    label_weight: float = 0.3
+    """Of labels beside distances in the components."""
+    steps: int = 8000
+    batch: int = 256
+    lr: float = 1e-3
+    warmup: int = 200
+    decay: float = 0.4
+    """Share of the steps, at the end, over which the rate falls to zero."""
+    ema: float = 0.999
+    drop_text: float = 0.12
+    unsaid_color: float = 0.1
+    """Share of captions that leave the colour out; what else is not said is not there."""
+    seed: int = 0
+    save_every: int = 500
+
+
+@struct.dataclass
+class TrainState:
+    """All that a checkpoint of the training holds."""
+
+    step: Any
+    """int32 []"""
+    params: Params
+    ema: Params
+    """Running mean of the parameters: what is shipped."""
+    opt_state: Any
+
+
+class Told(NamedTuple):
+    """What the captions of each shape S in each colour C are; constants of the world."""
+
+    allowed: Float[np.ndarray, "S C"]
+    """1 where a combination is not held out."""
+    ids: Int[np.ndarray, "S C W L"]
+    """Word ids of the captions that say all but for the last, which leaves the colour out."""
+    paints: Float[np.ndarray, "C 9"]
+    """As latents."""
+
+
+_WORDINGS = (0, 1, 2, 3, 5)
+
+
+def told() -> Told:
+    """The captions and paints of the world."""
+    index = {spec: k for k, spec in enumerate(props.specs())}
+    specs = [[props.Spec(name, color, a) for color in props.COLORS] for name, a in SHAPES]
+    allowed = np.array([[not props.is_held_out(s) for s in row] for row in specs], np.float32)
+    rows = np.array([[index[s] for s in row] for row in specs])
+    paints = np.stack([prop_fields.paints(color) for color in props.COLORS])
+    ids = props.caption_table()[rows][:, :, list(_WORDINGS)]
+    return Told(allowed, ids, np.asarray(props_latents.paint_latents(paints)))
+
+
+def make(config: NativeTraining):
+    """The pure pieces of the training: `(init() -> state, step(state, latents, spread) -> ...)`.
+
+    `step` returns `(state, loss)`; `latents` `[n, components]` are of shapes in turn.
+    """
+    falling = int(config.decay * config.steps)
+    schedule = optax.schedules.join_schedules(
+        [
+            optax.schedules.linear_schedule(0.0, config.lr, config.warmup),
+            optax.schedules.constant_schedule(config.lr),
+            optax.schedules.linear_schedule(config.lr, 0.0, falling),
+        ],
+        [config.warmup, config.steps - falling],
+    )
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.01)
+    )
+    world = told()
+
+    def init() -> TrainState:
+        key = jax.random.key(config.seed)
+        params = props_native.init(key, config.network, config.components)
+        ema = jax.tree.map(jnp.copy, params)  # a donated state may not hold a buffer twice
+        return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+
+    def step(state: TrainState, latents, spread):
+        key = jax.random.fold_in(jax.random.key(config.seed + 1), state.step)
+        value, grad = jax.value_and_grad(loss)(state.params, config, world, key, latents, spread)
+        updates, opt_state = optimizer.update(grad, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        keep = jnp.minimum(config.ema, (1.0 + state.step) / (10.0 + state.step))
+        ema = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state.ema, params)
+        return TrainState(state.step + 1, params, ema, opt_state), value
+
+    return init, step
+
+
+def loss(
+    params: Params,
+    config: NativeTraining,
+    world: Told,
+    key,
+    latents: Float[Array, "n d"],
+    spread: Float[Array, " e"],
+) -> Float[Array, ""]:
+    """The flow's error on a batch drawn by `key`: of the clean latents, by time."""
+    k_row, k_color, k_wording, k_text, k_time, k_noise = jax.random.split(key, 6)
+    b = config.batch
+    row = jax.random.randint(k_row, (b,), 0, latents.shape[0])
+    shape = row % len(SHAPES)
+    color = jax.random.categorical(k_color, jnp.log(jnp.asarray(world.allowed)[shape]))
+    z = jnp.concatenate([latents[row], jnp.asarray(world.paints)[color]], -1)
+    full = (1.0 - config.unsaid_color) / (len(_WORDINGS) - 1)
+    shares = jnp.array([full] * (len(_WORDINGS) - 1) + [config.unsaid_color])
+    wording = jax.random.choice(k_wording, len(_WORDINGS), (b,), p=shares)
+    ids = jnp.asarray(world.ids)[shape, color, wording]
+    kept = jax.random.uniform(k_text, (b,)) >= config.drop_text
+    tokens = props_native.embed(params["words"], jnp.where(kept[:, None], ids, 0))
+    t = (jnp.arange(b) + jax.random.uniform(k_time)) / b
+    z_t = (1.0 - t)[:, None] * z + t[:, None] * jax.random.normal(k_noise, z.shape)
+    x0 = props_native.predict(params["flow"], config.network, spread, z_t, t, tokens)
+    # Divided by t^2 this is the velocity's error; the floor spares the steps without noise.
+    return jnp.mean((x0 - z) ** 2 / (t**2 + 0.05)[:, None])
+
+
+def open_shapes(folder: Path, config: ShapesConfig, report: Callable[[str], None]) -> Features:
+    """The bank of `config`, made in `folder` unless it is there already; a pure function of it.
+
+    Raises:
+      ValueError: The folder holds a bank of another config.
+    """
+    wanted, described = dataclasses.asdict(config), folder / "shapes.json"
+    if described.exists():
+        found = json.loads(described.read_text())
+        if found != wanted:
+            raise ValueError(
+                f"{folder} holds the shapes {found}, not {wanted}: "
+                "choose another folder or delete it"
+            )
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        _make_shapes(folder, config, report)
+        described.write_text(json.dumps(wanted))
+    return Features(np.load(folder / "shapes.npy", mmap_mode="r"), np.load(folder / "cells.npy"))
+
+
+def _make_shapes(folder: Path, config: ShapesConfig, report: Callable[[str], None]) -> None:
+    count = config.each * len(SHAPES)
+    flatten = jax.jit(
+        lambda scene, labels: props_latents.flatten(*prop_fields.describe(scene, labels))
+    )
+    objects = prop_fields.build(list(SHAPES) * config.each, config.seed)
+
+    def grids(first: int, last: int):
+        for n in range(first, last):
+            if n % len(SHAPES) == 0:
+                report(f"shapes: {n} of {count}")
+            yield np.asarray(flatten(*jax.tree.map(lambda leaf, n=n: leaf[n], objects)))
+
+    surveyed = min(config.survey, config.each) * len(SHAPES)
+    head = np.stack(list(grids(0, surveyed)))
+    cells = props_latents.choose_cells(head, config.threshold)
+    np.save(folder / "cells.npy", cells)
+    shape = (count, len(cells))
+    values = np.lib.format.open_memmap(folder / "shapes.npy", "w+", np.uint8, shape)
+    values[:surveyed] = head[:, cells]
+    for n, grid in enumerate(grids(surveyed, count), surveyed):
+        values[n] = grid[cells]
+    values.flush()
+
+
+def open_codec(folder: Path, config: NativeTraining, features: Features, report) -> Codec:
+    """The codec of the config, fitted unless `folder` has it."""
+    path = folder / "codec.safetensors"
+    if path.exists():
+        like = props_native.codec_like(config.components, len(features.cells))
+        return weights.load_tree(path, like)
+    report(f"fitting {config.components} components")
+    some = Features(features.values[: config.fit * len(SHAPES)], features.cells)
+    codec = props_latents.fit(some, config.components, config.label_weight)
+    weights.save_safetensors(codec, path)
+    return codec
+
+
+def latents(codec: Codec, features: Features) -> Float[np.ndarray, "n d"]:
+    """Every object's components, without paints."""
+    encode = jax.jit(props_latents.encode_shape)
+    chunks = range(0, len(features.values), len(SHAPES))
+    return np.concatenate(
+        [np.asarray(encode(codec, features.values[k : k + len(SHAPES)])) for k in chunks]
+    )
+
+
+def train(config: NativeTraining, folder: Path, report: Callable[[str], None] = print) -> Path:
+    """Trains the generator and returns the path of its weights.
+
+    `folder` holds the shapes, the codec, the checkpoint (from which a second call goes on) and the
+    weights (`native.safetensors`), written with every checkpoint.
+    """
+    folder = Path(folder)
+    features = open_shapes(folder, config.shapes, report)
+    codec = open_codec(folder, config, features, report)
+    z, spread = jnp.asarray(latents(codec, features)), props_native.spreads(codec)
+    init, step = make(config)
+    checkpoint = folder / "checkpoint.safetensors"
+    if checkpoint.exists():
+        state = weights.load_tree(checkpoint, jax.eval_shape(init))
+        report(f"going on from step {int(state.step)}")
+    else:
+        state = init()
+    step = jax.jit(step, donate_argnums=0)
+    losses = []
+    for k in range(int(state.step) + 1, config.steps + 1):
+        state, value = step(state, z, spread)
+        losses.append(value)
+        if k % config.save_every == 0 or k == config.steps:
+            report(f"step {k} of {config.steps}: loss {float(np.mean(jax.device_get(losses))):.4f}")
+            losses = []
+            weights.save_safetensors(state, checkpoint)
+            params = {**state.ema, "codec": codec}
+            props_native.save(folder / "native.safetensors", params, config.network)
+    return folder / "native.safetensors"
