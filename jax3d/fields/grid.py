@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from jax3d import camera as cameras
 from jax3d import interp
-from jax3d.fields.base import Representation, no_adapt
+from jax3d.fields.base import Representation
 from jax3d.math import normalize
 from jax3d.render import sparse, volume
 from jax3d.types import Camera, Key, Look, Params, Render
@@ -43,6 +43,10 @@ class GridConfig:
     """Rays at a time, to bound the memory of large images."""
     chunk: int | None = None
     """Samples in flight; `None` takes the backend's."""
+
+    def build(self) -> Representation:
+        """The representation."""
+        return grid(self)
 
 
 def grid(config: GridConfig | None = None) -> Representation:
@@ -82,11 +86,10 @@ def grid(config: GridConfig | None = None) -> Representation:
     return Representation(
         init=partial(_init, cfg=cfg),
         render=render,
+        regularise=_regularise,
+        bound=cfg.bound,
         density=density,
         color=color,
-        adapt=no_adapt,
-        tv=_tv,
-        bound=cfg.bound,
     )
 
 
@@ -98,13 +101,13 @@ def _init(key: Key, cfg: GridConfig) -> Params:
     return {"sdf": sdf, "rgb": 0.1 * jax.random.normal(key, (*sdf.shape, 3))}
 
 
-def _tv(params: Params) -> Float[Array, ""]:
-    """Mean squared difference of neighbouring points: distances by the metre, and colours."""
-    sdf, rgb = params["sdf"], jax.nn.sigmoid(params["rgb"])
-    return sum(jnp.mean(jnp.diff(g, axis=a) ** 2) for g in (sdf, rgb) for a in range(3))
+def _regularise(params: Params) -> dict[str, Float[Array, ""]]:
+    """The total variation: mean squared difference of neighbours, of distances and of colours."""
+    grids = (params["sdf"], jax.nn.sigmoid(params["rgb"]))
+    return {"tv": sum(jnp.mean(jnp.diff(g, axis=axis) ** 2) for g in grids for axis in range(3))}
 
 
-def _sigma(d: Float[Array, " m"], cfg: GridConfig) -> Float[Array, " m"]:
+def _sigma(d: Float[Array, "*m"], cfg: GridConfig) -> Float[Array, "*m"]:
     """Density, 1/metre, at signed distances."""
     tail = 0.5 * jnp.exp(-jnp.abs(d) / cfg.beta)
     return jnp.where(d > 0, tail, 1.0 - tail) / cfg.beta
@@ -115,7 +118,7 @@ def _table(params: Params) -> Float[Array, "r r r 4"]:
 
 
 def _corners(x: Float[Array, "m 3"], r: int, cfg: GridConfig):
-    """The rows around points, eight of `(row, value weight, slope weights[3])`, slopes by the metre."""
+    """Eight `(row, value weight, slope weights[3])` around points; slopes are by the metre."""
     axes = [interp.corners(x[:, a] / (2 * cfg.bound) + 0.5, r) for a in range(3)]
     scale = (r - 1) / (2 * cfg.bound)
     found = []
