@@ -1,8 +1,9 @@
 """Objects of the prop world as grids: signed distance, and which label the nearest surface bears.
 
-A label is a paint (the asset's own colour, its shade, its contrast) or one of the world's materials,
-which no caption changes. Labels belong to the shape, paints to the colour: one object stands for
-all of its colours. Grids are cell-centred over the cube of half side `HALF`, indexed x, y, z.
+A label is a paint (the asset's own colour, its shade, its contrast) or one of the world's
+materials, which no caption changes. Labels belong to the shape, paints to the colour: one object
+stands for all of its colours. Grids are cell-centred over the cube of half side `HALF`, indexed
+x, y, z.
 Letters: R cells along an axis, L labels, P primitives.
 """
 

@@ -12,11 +12,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Float, Int, Int8, UInt8
 
 from jax3d.data import prop_fields
-from jax3d.types import Params
+from jax3d.types import Numbers, Params
 
 PAINT_NUMBERS = 3 * prop_fields.PAINTS
 RESOLUTION = 64
@@ -24,9 +23,8 @@ RESOLUTION = 64
 _PAINT_MEAN, _PAINT_SPREAD = 0.45, 0.3
 
 
-@struct.dataclass
-class Codec:
-    """What encodes and decodes; a pytree of frozen weights."""
+class Codec(NamedTuple):
+    """What encodes and decodes; frozen weights."""
 
     mean: Float[Array, " F"]
     basis: Int8[Array, "d F"]
@@ -73,7 +71,9 @@ def choose_cells(
     return np.nonzero(spread > limit)[0].astype(np.int32)
 
 
-def units(values: UInt8[Array, "*n F"], cells: Int[Array, " F"], label_weight: float) -> Array:
+def units(
+    values: UInt8[Numbers, "*n F"], cells: Int[Numbers, " F"], label_weight: float | Array
+) -> Array:
     """Features as the components see them: distances in [-1, 1], shares in [0, label_weight]."""
     is_distance = cells < _DISTANCES
     unit = values.astype(jnp.float32) / 255.0
@@ -89,7 +89,7 @@ def fit(features: Features, components: int, label_weight: float, power: float =
 
     Args:
       features: Of the shapes to fit, fewer than features.
-      components: Less than the number of shapes.
+      components: Well below the number of shapes, whose last components are rounding errors.
       label_weight: Of shares beside distances.
       power: See above.
     """
@@ -116,7 +116,7 @@ def fit(features: Features, components: int, label_weight: float, power: float =
     )
 
 
-def encode_shape(codec: Codec, values: UInt8[Array, "*n F"]) -> Float[Array, "*n d"]:
+def encode_shape(codec: Codec, values: UInt8[Numbers, "*n F"]) -> Float[Array, "*n d"]:
     """Components of kept features (`Features.values`)."""
     x = units(values, codec.cells, codec.label_weight) - codec.mean
     basis = codec.basis.astype(jnp.float32)
@@ -124,13 +124,18 @@ def encode_shape(codec: Codec, values: UInt8[Array, "*n F"]) -> Float[Array, "*n
     return (x @ basis.T) / (codec.scale * jnp.sum(basis**2, -1))
 
 
-def paint_latents(paints: Float[Array, "*n 3 3"]) -> Float[Array, "*n 9"]:
+def paint_latents(paints: Float[Numbers, "*n 3 3"]) -> Float[Numbers, "*n 9"]:
     """Paints, sRGB, as the last numbers of a latent."""
     flat = paints.reshape(*paints.shape[:-2], PAINT_NUMBERS)
     return (flat - _PAINT_MEAN) / _PAINT_SPREAD
 
 
-def decode(codec: Codec, z: Float[Array, " d+9"]) -> Params:
+def paint_colors(z: Float[Numbers, "*n 9"]) -> Float[Numbers, "*n 3 3"]:
+    """Undoes `paint_latents`."""
+    return (_PAINT_MEAN + _PAINT_SPREAD * z).reshape(*z.shape[:-1], prop_fields.PAINTS, 3)
+
+
+def decode(codec: Codec, z: Float[Array, " e"]) -> Params:
     """The parameters of `fields.grid`, at `RESOLUTION` points and half side `prop_fields.HALF`."""
     shape, paint = z[:-PAINT_NUMBERS], z[-PAINT_NUMBERS:]
     x = (shape * codec.scale) @ codec.basis.astype(jnp.float32) + codec.mean
@@ -140,8 +145,7 @@ def decode(codec: Codec, z: Float[Array, " d+9"]) -> Params:
     dense = jnp.concatenate([jnp.ones(d**3), jnp.zeros(r**3 * labels)]).at[codec.cells].set(x)
     sdf = prop_fields.REACH * _resample(dense[: d**3].reshape(d, d, d, 1))[..., 0]
     shares = _resample(_fill(dense[d**3 :].reshape(r, r, r, labels) / codec.label_weight))
-    paint = (_PAINT_MEAN + _PAINT_SPREAD * paint).reshape(prop_fields.PAINTS, 3)
-    palette = jnp.clip(jnp.concatenate([paint, codec.materials]), 0.0, 1.0)
+    palette = jnp.clip(jnp.concatenate([paint_colors(paint), codec.materials]), 0.0, 1.0)
     return {"sdf": sdf, "rgb": _logit(_blend(shares, palette))}
 
 
@@ -165,12 +169,12 @@ def _fill(shares: Float[Array, "r r r l"]) -> Float[Array, "r r r l"]:
 def _blend(shares: Float[Array, "r r r l"], palette: Float[Array, "l 3"]) -> Array:
     """Colours; the asset's own one where no surface is near."""
     sharp = jnp.maximum(shares, 0.0) ** _SHARPNESS
-    sharp = sharp.at[..., 0].add(1e-6)
+    sharp = sharp.at[..., 0].add(1e-3)
     return (sharp @ palette) / jnp.sum(sharp, -1, keepdims=True)
 
 
 def _logit(rgb: Array) -> Array:
-    rgb = jnp.clip(rgb, 2e-3, 1.0 - 2e-3)
+    rgb = jnp.clip(rgb, 5e-3, 1.0 - 5e-3)
     return jnp.log(rgb) - jnp.log1p(-rgb)
 
 
