@@ -65,7 +65,7 @@ def predict(
     return a * (spread / deviation) ** 2 * z_t + s * spread / deviation * out
 
 
-def spreads(codec: Codec) -> Float[Array, " d+9"]:
+def spreads(codec: Codec) -> Float[Array, " e"]:
     """Standard deviations of the latents, paints included."""
     return jnp.concatenate([codec.spread, jnp.ones(PAINT_NUMBERS)])
 

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float
 class FlowConfig:
     """Sizes of the network."""
 
-    width: int = 512
-    hidden: int = 1536
+    width: int = 384
+    hidden: int = 1280
     """Inside a block."""
     blocks: int = 3
     embedding: int = 256

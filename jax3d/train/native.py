@@ -39,7 +39,7 @@ class ShapesConfig:
     seed: int = 11
     survey: int = 8
     """Objects of each in which is looked for the features that vary."""
-    threshold: float = 0.03
+    threshold: float = 8 / 255
     """Standard deviation of a share of a label from which it is kept."""
 
 
@@ -54,16 +54,20 @@ class NativeTraining:
     components: int = 192
     label_weight: float = 0.3
     """Of labels beside distances in the components."""
-    steps: int = 8000
+    steps: int = 3600
     batch: int = 256
     lr: float = 1e-3
     warmup: int = 200
     decay: float = 0.4
     """Share of the steps, at the end, over which the rate falls to zero."""
     ema: float = 0.999
+    paint_weight: float = 8.0
+    """Of an error in the paints, nine numbers that a caption settles, beside one in a component."""
     drop_text: float = 0.12
     unsaid_color: float = 0.1
     """Share of captions that leave the colour out; what else is not said is not there."""
+    start_from: Path | None = None
+    """Weights to begin with, fitted to the same codec, under a fresh optimiser."""
     seed: int = 0
     save_every: int = 500
 
@@ -166,8 +170,9 @@ def loss(
     t = (jnp.arange(b) + jax.random.uniform(k_time)) / b
     z_t = (1.0 - t)[:, None] * z + t[:, None] * jax.random.normal(k_noise, z.shape)
     x0 = props_native.predict(params["flow"], config.network, spread, z_t, t, tokens)
+    weight = jnp.where(jnp.arange(z.shape[1]) < latents.shape[1], 1.0, config.paint_weight)
     # Divided by t^2 this is the velocity's error; the floor spares the steps without noise.
-    return jnp.mean((x0 - z) ** 2 / (t**2 + 0.05)[:, None])
+    return jnp.mean(weight * (x0 - z) ** 2 / (t**2 + 0.05)[:, None])
 
 
 def open_shapes(folder: Path, config: ShapesConfig, report: Callable[[str], None]) -> Features:
@@ -238,6 +243,18 @@ def latents(codec: Codec, features: Features) -> Float[np.ndarray, "n d"]:
     )
 
 
+def _given(path: Path, codec: Codec) -> Params:
+    """The network of a weight file, which must have the same codec."""
+    found = props_native.load(path)
+    theirs = found.pop("codec")
+    if theirs.basis.shape != codec.basis.shape or np.any(theirs.basis != codec.basis):
+        raise ValueError(
+            f"{path} was trained on latents of another codec; start from weights of "
+            "the same shapes, fit, components and label_weight"
+        )
+    return found
+
+
 def train(config: NativeTraining, folder: Path, report: Callable[[str], None] = print) -> Path:
     """Trains the generator and returns the path of its weights.
 
@@ -255,6 +272,9 @@ def train(config: NativeTraining, folder: Path, report: Callable[[str], None] = 
         report(f"going on from step {int(state.step)}")
     else:
         state = init()
+        if config.start_from is not None:
+            params = _given(config.start_from, codec)
+            state = state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
     step = jax.jit(step, donate_argnums=0)
     losses = []
     for k in range(int(state.step) + 1, config.steps + 1):
