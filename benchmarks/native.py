@@ -10,6 +10,7 @@ and the spread over seeds beside the truth's.
 """
 
 import dataclasses
+import functools
 import json
 import time
 from pathlib import Path
@@ -23,11 +24,11 @@ from rich.table import Table
 
 from jax3d import camera, image
 from jax3d.data import prop_bank, prop_fields, props
+from jax3d.knobs import KnobValues
 from jax3d.metrics import scorer
 from jax3d.models import props_latents, props_native
 from jax3d.models.base import Model
 from jax3d.models.props_latents import Features
-from jax3d.optimize import asset
 from jax3d.train import native as training
 from jax3d.types import Camera, Look, Prompt
 
@@ -52,17 +53,22 @@ class Args:
 
 def draw(model: Model, specs: list[props.Spec], scale: float, seed: int) -> np.ndarray:
     """A latent for each spec's caption, `[n, d]`; all in one program."""
-    knobs = asset.stack([asset.knobs(seed + k, guidance_scale=scale) for k in range(len(specs))])
-    conds = asset.stack([model.condition(Prompt(props.caption(s))) for s in specs])
+    asked = KnobValues(guidance_scale=(scale,))
+    knobs = [asked.traced(seed + k, model.steps) for k in range(len(specs))]
+    conds = [model.condition(Prompt(props.caption(s))) for s in specs]
 
     @jax.jit
-    @jax.vmap
-    def sample(cond, knobs):
+    @functools.partial(jax.vmap, in_axes=(None, 0, 0))
+    def sample(params, cond, knobs):
         z = model.begin(jax.random.key(knobs.seed), cond)
-        take = lambda i, z: model.advance(model.params, z, i, cond, knobs)  # noqa: E731
+
+        def take(i, z):
+            return model.advance(params, z, i, cond, knobs)
+
         return jax.lax.fori_loop(0, model.steps, take, z)
 
-    return np.asarray(sample(conds, knobs))
+    stacked = [jax.tree.map(lambda *leaves: np.stack(leaves), *trees) for trees in (conds, knobs)]
+    return np.asarray(sample(model.params, *stacked))
 
 
 def pictures(model: Model, latents: np.ndarray, around: Camera, seed: int) -> np.ndarray:
@@ -72,12 +78,13 @@ def pictures(model: Model, latents: np.ndarray, around: Camera, seed: int) -> np
 
     @jax.jit
     def show(params, z, keys):
-        field = model.decode(params, z)
-        return model.representation.render(
-            field, None, around, lights(keys, around), (scorer.SIZE, scorer.SIZE)
-        ).rgb
+        field, look = model.decode(params, z), lights(keys, around)
+        size = (scorer.SIZE, scorer.SIZE)
+        return model.representation.render(field, None, around, look, size).over(1.0)
 
-    return np.stack([np.asarray(show(model.params, z, k)) for z, k in zip(latents, keys)])
+    return np.stack(
+        [np.asarray(show(model.params, z, k)) for z, k in zip(latents, keys, strict=True)]
+    )
 
 
 def lights(keys, around: Camera) -> Look:
@@ -124,9 +131,10 @@ def encoded(codec, specs: list[props.Spec], seed: int) -> np.ndarray:
             ]
         )
 
-    paints = [prop_fields.paints(s.color) for s in specs]
-    one = lambda k: jax.tree.map(lambda leaf: leaf[k], (scene, labels))  # noqa: E731
-    return np.stack([np.asarray(encode(codec, *one(k), paints[k])) for k in range(len(specs))])
+    paints = np.stack([prop_fields.paints(s.color) for s in specs])
+    objects = (scene, labels, paints)
+    each = [jax.tree.map(lambda leaf, k=k: leaf[k], objects) for k in range(len(specs))]
+    return np.stack([np.asarray(encode(codec, *one)) for one in each])
 
 
 def relatives(specs: list[props.Spec]) -> list[props.Spec]:
@@ -179,12 +187,18 @@ def novelty(model: Model, specs: list[props.Spec], scale: float, run: Path) -> d
 
 def seconds(model: Model, spec: props.Spec) -> float:
     """CPU seconds of one finished field, compiled."""
-    cond, knobs = model.condition(Prompt(props.caption(spec))), asset.knobs(0, guidance_scale=1.0)
+    cond, knobs = (
+        model.condition(Prompt(props.caption(spec))),
+        KnobValues(guidance_scale=(1.0,)).traced(0, model.steps),
+    )
 
     @jax.jit
     def finish(params, cond, knobs):
         z = model.begin(jax.random.key(knobs.seed), cond)
-        take = lambda i, z: model.advance(params, z, i, cond, knobs)  # noqa: E731
+
+        def take(i, z):
+            return model.advance(params, z, i, cond, knobs)
+
         return model.decode(params, jax.lax.fori_loop(0, model.steps, take, z))
 
     jax.block_until_ready(finish(model.params, cond, knobs))
