@@ -20,6 +20,7 @@ COMMANDS = {
     "export": "Makes meshes, pictures and turntables of finished assets again, at other sizes.",
     "sample": "Draws 2D images from the critic alone: one row a prompt, one column a view.",
     "train prior": "Trains the embedded critic; goes on from its own checkpoint.",
+    "train native": "Trains the embedded native generator; goes on from its own checkpoint.",
     "train scorer": "Trains the scorer and writes its report card.",
     "configs": "Lists the recipes that ship with the package, for --config.",
 }

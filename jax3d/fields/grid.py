@@ -8,6 +8,7 @@ the level set sigma = 1 / (2 beta) is the surface d = 0. Grids are corner-aligne
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float
 
 from jax3d import camera as cameras
 from jax3d import interp
+from jax3d.bounds import Count, Positive, Range, Share
 from jax3d.fields.base import Representation
 from jax3d.math import normalize
 from jax3d.render import sparse, volume
@@ -25,23 +27,23 @@ from jax3d.types import Camera, Key, Look, Params, Render
 class GridConfig:
     """Sizes and code paths of a grid."""
 
-    resolution: int = 64
+    resolution: Annotated[int, Range(4, 1024)] = 64
     """Points along an axis."""
-    bound: float = 0.88
+    bound: Positive = 0.88
     """Half side of the cube that the grid spans and radius of the ball rendered, metres."""
-    beta: float = 0.005
+    beta: Positive = 0.005
     """Width of the surface in the density, metres."""
-    radius: float = 0.5
+    radius: Positive = 0.5
     """Of the ball that a fresh grid holds, metres."""
     normals: bool = True
     """Give normals, the slope of the distance; lit looks need some."""
-    samples: int = 96
+    samples: Count = 96
     """Along each ray, evenly: no histogram is as sharp as the surface."""
-    cull: float = 3e-4
+    cull: Share = 3e-4
     """Samples of less opacity than this, or seen by less of their ray, are skipped."""
-    tile: int = 16384
+    tile: Count = 16384
     """Rays at a time, to bound the memory of large images."""
-    chunk: int | None = None
+    chunk: Count | None = None
     """Samples in flight; `None` takes the backend's."""
 
     def build(self) -> Representation:

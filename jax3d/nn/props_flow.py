@@ -11,20 +11,22 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax3d.bounds import Count
+
 
 @dataclasses.dataclass(frozen=True)
 class FlowConfig:
     """Sizes of the network."""
 
-    width: int = 384
-    hidden: int = 1280
+    width: Count = 384
+    hidden: Count = 1280
     """Inside a block."""
-    blocks: int = 3
-    embedding: int = 256
+    blocks: Count = 3
+    embedding: Count = 256
     """Width of the vector that modulates the blocks."""
-    words: int = 64
+    words: Count = 64
     """Rows of the word table; row 0 pads."""
-    frequencies: int = 16
+    frequencies: Count = 16
     """Of the time's sinusoids."""
 
 

@@ -20,6 +20,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from jax3d import weights
+from jax3d.bounds import Count, Natural, NonNegative, Seed, Share
 from jax3d.data import prop_fields, prop_shapes, props
 from jax3d.models import props_latents, props_native
 from jax3d.models.props_latents import Codec, Features
@@ -34,12 +35,12 @@ SHAPES = tuple((name, a) for name, (_, have) in prop_shapes.BUILDERS.items() for
 class ShapesConfig:
     """Which objects the bank holds."""
 
-    each: int = 40
+    each: Count = 40
     """Objects of each of `SHAPES`, which take turns."""
-    seed: int = 11
-    survey: int = 8
+    seed: Seed = 11
+    survey: Count = 8
     """Objects of each in which is looked for the features that vary."""
-    threshold: float = 8 / 255
+    threshold: NonNegative = 8 / 255
     """Standard deviation of a share of a label from which it is kept."""
 
 
@@ -49,27 +50,27 @@ class NativeTraining:
 
     network: FlowConfig = dataclasses.field(default_factory=FlowConfig)
     shapes: ShapesConfig = dataclasses.field(default_factory=ShapesConfig)
-    fit: int = 24
+    fit: Count = 24
     """Objects of each shape that the codec is fitted to."""
-    components: int = 192
-    label_weight: float = 0.3
+    components: Count = 192
+    label_weight: NonNegative = 0.3
     """Of labels beside distances in the components."""
-    steps: int = 3600
-    batch: int = 256
-    lr: float = 1e-3
-    warmup: int = 200
-    decay: float = 0.4
+    steps: Count = 3600
+    batch: Count = 256
+    lr: NonNegative = 1e-3
+    warmup: Natural = 200
+    decay: Share = 0.4
     """Share of the steps, at the end, over which the rate falls to zero."""
-    ema: float = 0.999
-    paint_weight: float = 8.0
+    ema: Share = 0.999
+    paint_weight: NonNegative = 8.0
     """Of an error in the paints, nine numbers that a caption settles, beside one in a component."""
-    drop_text: float = 0.12
-    unsaid_color: float = 0.1
+    drop_text: Share = 0.12
+    unsaid_color: Share = 0.1
     """Share of captions that leave the colour out; what else is not said is not there."""
     start_from: Path | None = None
     """Weights to begin with, fitted to the same codec, under a fresh optimiser."""
-    seed: int = 0
-    save_every: int = 500
+    seed: Seed = 0
+    save_every: Count = 500
 
 
 @struct.dataclass
