@@ -10,7 +10,7 @@ recover that object.
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from jax3d.diffusion import cosine, noise_level
 from jax3d.priors.base import Prior
@@ -64,7 +64,7 @@ def empirical(size: int, alphas_cumprod: Float[Array, " T"] | None = None) -> Pr
     def denoise(
         data: EmpiricalData,
         z_t: Float[Array, "b H W 3"],
-        t: Int[Array, " b"],
+        t: Num[Array, " b"],
         text: Cond,
         camera: Camera | None,
     ) -> Float[Array, "b H W 3"]:

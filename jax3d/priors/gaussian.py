@@ -6,7 +6,7 @@ every camera get the same answer.
 
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Num
 
 from jax3d.diffusion import cosine, noise_level
 from jax3d.priors.base import Prior
@@ -36,7 +36,7 @@ def gaussian(size: int, alphas_cumprod: Float[Array, " T"] | None = None) -> Pri
     def denoise(
         data: GaussianData,
         z_t: Float[Array, "b H W 3"],
-        t: Int[Array, " b"],
+        t: Num[Array, " b"],
         text: Cond,
         camera: Camera | None,
     ) -> Float[Array, "b H W 3"]:
