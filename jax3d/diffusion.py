@@ -336,7 +336,8 @@ def dpmpp_2m(
     """
     log_snr = np.log(np.asarray(grid.alpha, np.float64) / np.asarray(grid.sigma))
     with np.errstate(divide="ignore"):
-        end = np.log(np.float64(grid.next_alpha[-1]) / np.float64(grid.next_sigma[-1]))
+        last = (np.asarray(x, np.float64)[-1] for x in (grid.next_alpha, grid.next_sigma))
+        end = np.log(np.divide(*last))
     gaps = np.diff(np.append(log_snr, end))
     part = 1 / (1 - np.exp(-gaps)) - 1 / gaps if heun else np.full(len(gaps), 0.5)
     ahead = np.zeros(len(gaps))
