@@ -98,12 +98,19 @@ def test_what_is_no_cluster_is_told():
         cluster.roll_call()
 
 
-@pytest.mark.parametrize("process", [None, 2, -1])
-def test_a_process_is_one_of_its_like(folder, capsys, process):
+@pytest.mark.parametrize(
+    ("process", "message"),
+    [
+        (None, "it is one from 0 to 1"),
+        (2, "it is one from 0 to 1"),
+        (-1, "--process is -1; expected a whole number from 0 on"),
+    ],
+)
+def test_a_process_is_one_of_its_like(folder, capsys, process, message):
     argv = ["sweep", str(folder / "jobs.jsonl"), "--processes", "2"]
     argv += [] if process is None else [f"--process={process}"]
     assert cli.main(argv) == 2
-    assert "it is one from 0 to 1" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_share_overwrites_nothing(folder, capsys, tmp_path):

@@ -238,7 +238,8 @@ def sampler(config: Mapping[str, Any], steps: int) -> Sampler:
             if steps < 2:
                 raise ValueError(f"steps={steps}: PNDM takes 2 or more")
             config = {"set_alpha_to_one": False} | dict(config)
-            return Sampler(_grid(config, abar, steps), diffusion.plms, False, 1.0)
+            sample = _plms_in_v(abar) if prediction(config) == "v" else diffusion.plms
+            return Sampler(_grid(config, abar, steps), sample, False, 1.0)
         case "EulerDiscreteScheduler":
             grid = _euler_grid(config, abar, steps)
             return Sampler(grid, diffusion.ddim, False, _euler_start(config, grid))
@@ -262,6 +263,19 @@ def _clip(config) -> diffusion.Clip:
         most = config.get("sample_max_value", 1.0)
         return partial(diffusion.dynamic_threshold, ratio=ratio, most=most)
     return config.get("clip_sample_range", 1.0) if config.get("clip_sample", True) else None
+
+
+def _plms_in_v(abar) -> Callable[..., Array]:
+    """PLMS whose steps mix v, as diffusers mixes what the network puts out; critics answer eps."""
+
+    def sample(denoise, z, grid):
+        def in_v(z, t):
+            alpha, sigma = diffusion.noise_level(abar, t, z.ndim)
+            return (denoise(z, t) - sigma * z) / alpha
+
+        return diffusion.plms(in_v, z, grid, prediction="v")
+
+    return sample
 
 
 def _dpm_solver(config, steps: int) -> Callable[..., Array]:

@@ -42,12 +42,7 @@ def test_every_method_draws_the_data(method):
 
 
 TABLES = json.loads(Path(__file__).with_name("schedulers.json").read_text())
-OFF = pytest.mark.xfail(reason="PLMS of a v-predicting critic is not diffusers' yet", strict=False)
-OWN = [
-    pytest.param(name, marks=OFF) if name == "pndm_leading_v" else name
-    for name in TABLES
-    if name != "euler_svd"
-]
+OWN = [name for name in TABLES if name != "euler_svd"]
 
 
 @pytest.mark.parametrize("name", OWN)

@@ -173,7 +173,7 @@ def test_pictures_lie_over_one_colour_or_one_a_view_or_a_pixel():
     look = two_looks(colors)
     out = render(constant, jnp.array(1.0), rays, look, EVEN)
     np.testing.assert_allclose(out.over(look.background)[:, 0, 0], colors, atol=1e-6)
-    np.testing.assert_allclose(out.over(colors[0])[:, 0, 0], colors[[0, 0]], atol=1e-6)
+    np.testing.assert_allclose(out.over(colors[0])[:, 0, 0], colors[jnp.zeros(2, int)], atol=1e-6)
     pixels = jax.random.uniform(jax.random.key(0), (2, 3, 3, 3))
     out = render(constant, jnp.array(0.0), rays, look, EVEN)
     np.testing.assert_allclose(out.over(pixels), pixels, atol=1e-6)
