@@ -29,6 +29,8 @@ from jax3d.recipe import Pictures, Recipe
 from jax3d.types import Camera, Look, Params
 
 HISTORY = "history.csv"
+VIEWS = 8
+"""Around the asset, in `views.png`; the scorer judges them."""
 
 History = Sequence[Mapping[str, float]]
 """Of each block the means of its metrics, and the `step` that ended it."""
@@ -91,6 +93,9 @@ class Finisher:
                 look.background
             )
         )
+        self._around = jax.jit(
+            lambda n: cameras.around(n, recipe.pictures.elevation), static_argnums=0
+        )
         self._scorer = scorer.load()
         held_out = [s for s in props.specs() if props.is_held_out(s)]
         self._captions = [props.caption(s) for s in held_out]
@@ -149,10 +154,10 @@ class Finisher:
         if history is not None:
             with files.make(HISTORY):
                 write_history(folder / HISTORY, history)
-        metrics = self._look(params, about["prompt"], files)
+        views, metrics = self._look(params, about["prompt"], files)
         if solid:
-            metrics |= self._solidify(params, files)
-            self._turn(params, files)
+            metrics |= self._solidify(params, views, files)
+            self._turn(params, views, files)
         files.demand_some()
         seconds = about["seconds"]
         spent = seconds.get("finish", 0.0) + time.perf_counter() - started
@@ -165,20 +170,24 @@ class Finisher:
         }
         return _recorded(folder, {**about, **found})
 
-    def _look(self, params: Params, prompt: str, files: _Files) -> dict[str, float]:
-        """Writes eight views in a row and returns what the scorer says of them."""
-        around = cameras.around(8, self.recipe.pictures.elevation)
-        views = None
+    def _look(
+        self, params: Params, prompt: str, files: _Files
+    ) -> tuple[np.ndarray | None, dict[str, float]]:
+        """Writes eight views in a row; returns them and what the scorer says of them."""
+        around = self._around(VIEWS)
+        views, scores = None, {}
         with files.make("views.png"):
             views = self.pictures(params, around)
             image.write_png(files.folder / "views.png", image.row(views))
         if views is not None:
             with files.make("scores"):
-                return self.measure(prompt, views, np.asarray(around.azimuth))
-        return {}
+                scores = self.measure(prompt, views, np.asarray(around.azimuth))
+        return views, scores
 
-    def _solidify(self, params: Params, files: _Files) -> dict[str, int | float]:
-        """Writes the mesh and its pictures, and returns what is measured of it."""
+    def _solidify(
+        self, params: Params, views: np.ndarray | None, files: _Files
+    ) -> dict[str, int | float]:
+        """Writes the mesh and its pictures; returns what is measured of it, beside the views."""
         folder, made = files.folder, None
         with files.make("mesh"):
             made = self.mesh(params)
@@ -195,21 +204,31 @@ class Finisher:
             return metrics
         with files.make("mesh.js"):
             gallery.write_mesh_script(folder / "mesh.glb")
+        if views is None:
+            return metrics
         with files.make("mesh_views.png"):
-            around = cameras.around(8, self.recipe.pictures.elevation)
+            around = self._around(VIEWS)
             reloaded = mesh.load_glb(folder / "mesh.glb")
-            likeness = mesh.compare(reloaded, self.pictures(params, around), around, Look.albedo())
+            likeness = mesh.compare(reloaded, views, around, Look.albedo())
             image.write_png(folder / "mesh_views.png", image.row(likeness.rgb))
             metrics["mesh_psnr"] = likeness.psnr
         return metrics
 
-    def _turn(self, params: Params, files: _Files) -> None:
-        """Writes the turntable."""
+    def _turn(self, params: Params, views: np.ndarray | None, files: _Files) -> None:
+        """Writes the turntable, of which some frames are the views."""
         pictures, frames = self.recipe.pictures, None
         if not pictures.frames:
             return
         with files.make("turntable"):
-            frames = self.pictures(params, cameras.around(pictures.frames, pictures.elevation))
+            around = self._around(pictures.frames)
+            every, rest = divmod(pictures.frames, VIEWS)
+            if rest or views is None:
+                frames = self.pictures(params, around)
+            else:
+                new = np.arange(pictures.frames) % every != 0
+                frames = np.repeat(views, every, axis=0)
+                if new.any():
+                    frames[new] = self.pictures(params, jax.tree.map(lambda x: x[new], around))
         for name in ("turntable.mp4", "turntable.gif") if frames is not None else ():
             with files.make(name):
                 image.write_video(files.folder / name, frames, fps=12)

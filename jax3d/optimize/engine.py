@@ -35,6 +35,10 @@ Status = Literal["running", "done", "plateau", "nonfinite"]
 MOST = 64
 """Slots a device, unless more are asked for."""
 
+# For programs that run once an asset. Of an initialisation's random numbers LLVM's full pipeline
+# takes six times as long, for the same bits.
+_QUICK = {"xla_backend_optimization_level": 1}
+
 MOST_WRITERS = 8
 """Threads that finish assets, unless more are asked for: each holds a mesh in the making."""
 
@@ -202,8 +206,8 @@ class _Program:
             for stage in stages
         }
         self.shared = [placed[id(stage.shared)] for stage in stages]
-        self._starts = [jax.jit(stage.start) for stage in stages]
-        self._results = [jax.jit(stage.result) for stage in stages]
+        self._starts = [jax.jit(s.start, compiler_options=_QUICK) for s in stages]
+        self._results = [jax.jit(s.result, compiler_options=_QUICK) for s in stages]
         self.slots = [
             jax.eval_shape(partial(self.fill, until=0), example, state)
             for state in abstract_states(stages, example)
