@@ -44,23 +44,27 @@ def embed(table: Float[Array, "w e"], ids: Array) -> Float[Array, "*b L e"]:
     return table[ids] * (ids > 0)[..., None]
 
 
+def gist(tokens: Float[Array, "*b L e"]) -> Float[Array, "*b e"]:
+    """A caption as the network is told of it: the sum of its words, in a length of its own."""
+    known = jnp.sum(jnp.any(tokens != 0, -1), -1, keepdims=True)
+    return jnp.sum(tokens, -2) / jnp.sqrt(1.0 + known)
+
+
 def predict(
     flow: Params,
     config: FlowConfig,
     spread: Float[Array, " d"],
     z_t: Float[Array, "*b d"],
     t: Float[Array, "*b"],
-    tokens: Float[Array, "*b L e"],
+    told: Float[Array, "*b e"],
 ) -> Float[Array, "*b d"]:
-    """Estimates the clean latents.
+    """Estimates the clean latents, told what they shall be.
 
     The network adds to the best linear guess, that of a Gaussian of standard deviation `spread`,
     in units of how far the truth is from it.
     """
     a, s = (1.0 - t)[..., None], t[..., None]
     deviation = jnp.sqrt((a * spread) ** 2 + s**2)
-    known = jnp.sum(jnp.any(tokens != 0, -1), -1, keepdims=True)
-    told = jnp.sum(tokens, -2) / jnp.sqrt(1.0 + known)
     out = PropsFlow(config).apply({"params": flow}, z_t / deviation, t, told)
     return a * (spread / deviation) ** 2 * z_t + s * spread / deviation * out
 
@@ -95,10 +99,10 @@ def advance(
 ) -> Float[Array, " d"]:
     """Euler's step `i` of `steps`: from noise level `1 - i / steps` to the next lower one."""
     t = 1.0 - i / steps
-    tokens = jnp.stack([cond.plain.tokens, cond.null.tokens])
+    asked = gist(jnp.stack([cond.plain.tokens, cond.null.tokens]))
     both, times = jnp.broadcast_to(z, (2, *z.shape)), jnp.broadcast_to(t, (2,))
     spread = spreads(params["codec"])
-    told, untold = predict(params["flow"], config, spread, both, times, tokens)
+    told, untold = predict(params["flow"], config, spread, both, times, asked)
     x0 = untold + guidance_scale * (told - untold)
     # (z - x0) / t is the velocity.
     return z - (z - x0) / (t * steps)

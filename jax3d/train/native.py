@@ -167,10 +167,10 @@ def loss(
     wording = jax.random.choice(k_wording, len(_WORDINGS), (b,), p=shares)
     ids = jnp.asarray(world.ids)[shape, color, wording]
     kept = jax.random.uniform(k_text, (b,)) >= config.drop_text
-    tokens = props_native.embed(params["words"], jnp.where(kept[:, None], ids, 0))
+    asked = props_native.gist(props_native.embed(params["words"], jnp.where(kept[:, None], ids, 0)))
     t = (jnp.arange(b) + jax.random.uniform(k_time)) / b
     z_t = (1.0 - t)[:, None] * z + t[:, None] * jax.random.normal(k_noise, z.shape)
-    x0 = props_native.predict(params["flow"], config.network, spread, z_t, t, tokens)
+    x0 = props_native.predict(params["flow"], config.network, spread, z_t, t, asked)
     weight = jnp.where(jnp.arange(z.shape[1]) < latents.shape[1], 1.0, config.paint_weight)
     # Divided by t^2 this is the velocity's error; the floor spares the steps without noise.
     return jnp.mean(weight * (x0 - z) ** 2 / (t**2 + 0.05)[:, None])

@@ -119,7 +119,9 @@ def test_the_last_step_lands_on_the_guided_prediction(model):
     spread, t = props_native.spreads(model.params["codec"]), jnp.float32(1 / STEPS)
 
     def predict(tokens):
-        return props_native.predict(model.params["flow"], TINY, spread, z, t, tokens)
+        return props_native.predict(
+            model.params["flow"], TINY, spread, z, t, props_native.gist(tokens)
+        )
 
     told, untold = predict(cond.plain.tokens), predict(cond.null.tokens)
     assert np.abs(told - untold).max() > 1e-3
