@@ -12,7 +12,7 @@ demo: $(READY)
 	$(BIN)/jax3d generate "a red chair with armrests" "a snowman with a blue scarf" --out out
 
 test: lint
-	$(BIN)/pytest -q -n 2
+	$(BIN)/pytest -q -n 2 --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/pytest -q -m slow

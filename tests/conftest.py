@@ -1,10 +1,15 @@
 """Shared test set-up: eight CPU devices, quick compilation, checked shapes."""
 
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# What a test compiles must not depend on what another run has left in the user's cache.
-os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
+# A program is compiled once in a run, for all workers and the processes that tests start. The
+# folder is the run's own: nothing depends on what another has left in the user's cache.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _programs = tempfile.TemporaryDirectory(prefix="jax3d-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 # The tests compile much and compute little: without LLVM's optimisation they take half the time.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")

@@ -1,4 +1,4 @@
-"""The README's code runs as it stands."""
+"""The README's code runs as it stands, but for the number of steps."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,8 @@ def test_the_library_example_ends_in_meshes_on_disk(tmp_path, monkeypatch, capsy
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
     monkeypatch.chdir(tmp_path)
-    exec(code, {})
+    assert "with_steps(20)" in code
+    exec(code.replace("with_steps(20)", "with_steps(4)"), {})
     told = capsys.readouterr().out.splitlines()
     assert [" done " in line for line in told] == [True, True]
     for line in told:

@@ -89,7 +89,11 @@ def folders(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("name", "folder"),
-    [("dreamfusion_sd", "sd15"), ("mvdream", "mvdream"), ("prolificdreamer", "sd15")],
+    [
+        ("mvdream", "mvdream"),
+        pytest.param("dreamfusion_sd", "sd15", marks=pytest.mark.slow),
+        pytest.param("prolificdreamer", "sd15", marks=pytest.mark.slow),
+    ],
 )
 def test_the_peers_recipes_take_two_steps(folders, name, folder):
     recipe = recipes.load(CONFIGS / f"{name}.py")

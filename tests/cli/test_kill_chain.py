@@ -30,7 +30,6 @@ def test_nine_signals_of_three_kinds_change_nothing(tmp_path):
     (tmp_path / "tiny.py").write_text(recipe_file(steps=60))
     (tmp_path / "scratch").mkdir()
     env = {**os.environ, "TMPDIR": "scratch", "XDG_CACHE_HOME": "cache", "XLA_FLAGS": ""}
-    del env["JAX_ENABLE_COMPILATION_CACHE"]
     options = {"cwd": tmp_path, "env": env, "text": True}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     whole = subprocess.run([*COMMAND, "--out", "whole"], **options, capture_output=True)
