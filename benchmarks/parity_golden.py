@@ -618,6 +618,9 @@ MANIFESTS = {
     "clip_vit_l_text": "text",
     "clip_vit_h_text_sd21": "text",
     "clip_bigG_text_proj": "text",
+    "openlrm_small": "openlrm",
+    "openlrm_base": "openlrm",
+    "openlrm_large": "openlrm",
 }
 
 
@@ -632,15 +635,23 @@ def check_manifests(system: Path) -> dict[Path, tuple[Arrays, Checks]]:
         config = manifest["config"]
         shapes = {k: tuple(shape) for k, (shape, _) in manifest["keys"].items()}
         flat = {k: np.broadcast_to(np.float32(0), shape) for k, shape in shapes.items()}
-        like, flat = network_of(kind, config, flat)
-        try:
-            weights.demand_fit(flat, like, path)
-            misfits = 0
-        except weights.WeightsError as error:
-            print(error)
-            misfits = 1
-        found[path] = {"misfits": np.array(0)}, {"misfits": Check(np.array(misfits), 0)}
+        found[path] = misfits_of(path, *network_of(kind, config, flat))
+    path = system / "triposr_keys.json"
+    if path.exists():
+        shapes = {k: tuple(shape) for k, (shape, _) in json.loads(path.read_text()).items()}
+        found[path] = misfits_of(path, *parity_lrm.full_triposr(shapes))
     return found
+
+
+def misfits_of(path: Path, like, flat: Arrays) -> tuple[Arrays, Checks]:
+    """Whether the tensors of a manifest fit a parameter tree; what does not is printed."""
+    try:
+        weights.demand_fit(flat, like, path)
+        misfits = 0
+    except weights.WeightsError as error:
+        print(error)
+        misfits = 1
+    return {"misfits": np.array(0)}, {"misfits": Check(np.array(misfits), 0)}
 
 
 def network_of(kind: str, config: dict, flat: Arrays) -> tuple[object, Arrays]:
@@ -652,6 +663,8 @@ def network_of(kind: str, config: dict, flat: Arrays) -> tuple[object, Arrays]:
             projects = any(name.startswith("text_projection") for name in flat)
             config["architectures"] = ["CLIPTextModel" + "WithProjection" * projects]
             return clip_text.abstract_params(clip_text.from_config(config)), clip_text.rename(flat)
+        case "openlrm":
+            return parity_lrm.full_openlrm(config["cfg"], flat)
         case "views":
             flat = ldm.unet_names(flat, config["num_res_blocks"])
             config = ldm.unet_config(config)

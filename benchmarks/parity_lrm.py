@@ -121,7 +121,9 @@ def check_cameras(io: Arrays) -> Checks:
     fovy = 2 * np.arctan(0.5 / flat[:, 20])
     rest = jnp.zeros(n * m)
     seen = cameras.rays(Camera(jnp.asarray(c2w), jnp.asarray(fovy), rest, rest, rest), (size, size))
-    origins, directions = (np.asarray(x, np.float64) @ TURN for x in (seen.origins, seen.directions))
+    origins, directions = (
+        np.asarray(x, np.float64) @ TURN for x in (seen.origins, seen.directions)
+    )
     side = math.isqrt(io["crop_rays_d"].shape[1])
     windows = [
         whole[int(y) : int(y) + side, int(x) : int(x) + side]
@@ -217,7 +219,38 @@ def resampled(t, w, u):
     return take(bins, below) + (u - low) / width * (take(bins, above) - take(bins, below))
 
 
+def full_openlrm(config: dict, flat: Arrays) -> tuple[object, Arrays]:
+    """The parameters that a manifest's config is of, and its tensors under our names."""
+    # Manifests name no encoder; widths tell it.
+    letter = {384: "s", 768: "b"}[config["encoder_feat_dim"]]
+    named = config | {"encoder_model_name": f"dinov2_vit{letter}14_reg"}
+    return lrm.abstract_params(openlrm.design(named)), openlrm.names(flat)
+
+
 # TripoSR.
+
+OFFICIAL = {
+    "cond_image_size": 512,
+    "image_tokenizer": {"pretrained_model_name_or_path": "facebook/dino-vitb16"},
+    "tokenizer": {"plane_size": 32, "num_channels": 1024},
+    "backbone": {"num_attention_heads": 16, "attention_head_dim": 64, "num_layers": 16},
+    "post_processor": {"out_channels": 40},
+    "decoder": {"n_neurons": 64, "n_hidden_layers": 9, "activation": "silu"},
+    "renderer": {
+        "radius": 0.87,
+        "feature_reduction": "concat",
+        "density_activation": "exp",
+        "density_bias": -1.0,
+        "num_samples_per_ray": 128,
+    },
+}
+"""What our reader takes of the official `config.yaml`."""
+
+
+def full_triposr(shapes: dict[str, tuple[int, ...]]) -> tuple[object, Arrays]:
+    """The official model's parameters, and tensors of the given shapes under our names."""
+    flat = {k: np.broadcast_to(np.float32(0), shape) for k, shape in shapes.items()}
+    return lrm.abstract_params(triposr.design(OFFICIAL)), triposr.names(flat)
 
 
 def check_triposr(split: Path, path: Path, io: Arrays) -> Checks:

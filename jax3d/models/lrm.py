@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax3d import weights
+from jax3d import bounds, weights
 from jax3d.fields.triplane import TriplaneConfig, triplane
 from jax3d.models.base import Model
 from jax3d.nn import lrm
 from jax3d.types import Params, Prompt
-from jax3d.weights import Flat
+from jax3d.weights import Flat, WeightsError
 
 LATTICE = 64
 """Points along an axis of the lattice by which renders skip empty space: about one a texel."""
@@ -75,6 +75,26 @@ def field(
     )
 
 
+_MOST = 4096
+"""Pixels of a picture's side, and samples of a ray, that can be meant."""
+
+
+def checked(design: Design) -> Design:
+    """The same, once its numbers are known to be sound.
+
+    Raises:
+      ValueError: they are not.
+    """
+    bounds.check(design.field, "field")
+    patch = design.network.encoder.patch_size
+    if not 0 < design.side <= _MOST or design.side % patch or design.field.samples > _MOST:
+        raise WeightsError(
+            f"a picture of {design.side} pixels in patches of {patch}, or {design.field.samples} "
+            "samples of a ray, cannot be meant"
+        )
+    return design
+
+
 def model(design: Design, params: Params, name: str) -> Model:
     """The model of one step; its weights are those of `fill`."""
     field = design.field
@@ -93,7 +113,7 @@ def model(design: Design, params: Params, name: str) -> Model:
 
     def decode(params, z):
         padded = jnp.pad(z, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        return {"planes": [padded], "mlp": params["decoder"]}
+        return {"planes": [padded], "mlp": [dict(layer) for layer in params["decoder"]]}
 
     facts = [dataclasses.asdict(field), design.side, type(design.network).__name__]
     return Model(
@@ -131,10 +151,14 @@ def fill(tensors: Flat, like: Params, source: Any) -> Params:
 
     Arguments and errors are those of `weights.to_flax`.
     """
-    tree = weights.to_flax(tensors, like, source)
-    count = sum(name.startswith("decoder_") for name in tree)
-    layers = [tree.pop(f"decoder_{i}") for i in range(count)]
-    return {"network": tree, "decoder": [{"w": x["kernel"], "b": x["bias"]} for x in layers]}
+    return split(weights.to_flax(tensors, like, source))
+
+
+def split(tree: Params) -> Params:
+    """What `abstract_params` describes, as the model has it: network and decoder apart."""
+    network = {k: v for k, v in tree.items() if not k.startswith("decoder_")}
+    layers = [tree[f"decoder_{i}"] for i in range(len(tree) - len(network))]
+    return {"network": network, "decoder": [{"w": x["kernel"], "b": x["bias"]} for x in layers]}
 
 
 def encoder_names(tensors: Flat, prefix: str, rename: Callable[[Flat], Flat]) -> Flat:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax3d import bounds, resample, weights
+from jax3d import resample, weights
 from jax3d.models import lrm
 from jax3d.models.base import Model
 from jax3d.models.lrm import Design
@@ -71,9 +71,10 @@ def design(
     field = lrm.field(texels, c["triplane_dim"], HIDDEN, LAYERS, radius=1.0, samples=samples)
     # Half of its samples are placed by the other half.
     field = dataclasses.replace(field, coarse=samples // 2, density_bias=-1.0, rgb_padding=0.001)
-    bounds.check(field, "field")
     side = SIDES.get(c["transformer_dim"], encoder.grid * encoder.patch_size)
-    return Design(network, field, side, partial(planes, network), partial(picture, side=side))
+    return lrm.checked(
+        Design(network, field, side, partial(planes, network), partial(picture, side=side))
+    )
 
 
 def _encoder(kind: str, name: str) -> DinoConfig:

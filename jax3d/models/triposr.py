@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax3d import bounds, resample, weights
+from jax3d import resample, weights
 from jax3d.models import lrm
 from jax3d.models.base import Model
 from jax3d.models.lrm import Design
@@ -95,9 +95,10 @@ def design(
         density_activation=c["renderer.density_activation"],
         density_bias=c["renderer.density_bias"] - math.log(2 * c["renderer.radius"]),
     )
-    bounds.check(field, "field")
     side = c["cond_image_size"]
-    return Design(network, field, side, partial(planes, network), partial(picture, side=side))
+    return lrm.checked(
+        Design(network, field, side, partial(planes, network), partial(picture, side=side))
+    )
 
 
 def _checked(config: dict[str, Any]) -> dict[str, Any]:
