@@ -3,8 +3,6 @@
 A new member joins by one line in its table.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,15 +71,6 @@ def second(prior_params, own, z_t, t, text, camera, told):
 REPRESENTATIONS = {
     "triplane": triplane(
         TriplaneConfig(resolution=8, channels=2, levels=2, hidden=4, coarse=4, samples=4)
-    ),
-    "decoded-triplane": triplane(
-        dataclasses.replace(
-            lrm.field(texels=6, channels=2, hidden=4, layers=2, radius=0.87, samples=4),
-            activation="silu",
-            density_activation="exp",
-            rgb_padding=0.001,
-            lattice=6,
-        )
     ),
     "mlp": mlp(MlpConfig(frequencies=2, hidden=4, blocks=1, coarse=4, samples=4)),
 }

@@ -100,14 +100,16 @@ def test_gradients_match_finite_differences(normals, changes):
     ("normals", "others"),
     [
         *((normals, {}) for normals in ("none", "predicted", "finite-difference", "analytic")),
-        ("finite-difference", DECODED),
         ("analytic", DECODED),
+        pytest.param("finite-difference", DECODED, marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize("fold", [True, False])
 def test_the_fast_renderer_equals_the_reference(normals, others, fold):
     if fold and normals == "predicted":
         pytest.skip("an output like the others")
+    if others and not fold:
+        pytest.skip("activations are the same code after the first layer")
     with jax.enable_x64(True):
         plan = sparse.Plan(fold=fold, chunk=32, dtype=None)
         params, results = None, []
@@ -168,12 +170,13 @@ def test_activations_are_those_that_are_named():
     params["mlp"][0]["b"] = jnp.array([2.0, -1.0])
     params["mlp"][1]["w"] = jnp.array([[1.0, 0.0, 9.0, -9.0], [0.0, 1.0, 0.0, 0.0]])
     silu = np.array([2.0, -1.0]) / (1 + np.exp([-2.0, 1.0]))
-    np.testing.assert_allclose(rep.density(params, x), np.exp(silu[0] - 0.5), rtol=1e-6)
+    density, color = jax.jit(rep.density), jax.jit(rep.color)
+    np.testing.assert_allclose(density(params, x), [np.exp(silu[0] - 0.5)] * 2, rtol=1e-6)
     red = 1.02 / (1 + np.exp(-silu[1])) - 0.01
     # Beyond black and white is cut off.
-    np.testing.assert_allclose(rep.color(params, x), [[red, 1.0, 0.0]] * 2, rtol=1e-6)
+    np.testing.assert_allclose(color(params, x), [[red, 1.0, 0.0]] * 2, rtol=1e-6)
     params["mlp"][1]["b"] = jnp.array([1e4, 0.0, 0.0, 0.0])
-    slope = jax.grad(lambda p: rep.density(p, x).sum())(params)
+    slope = jax.jit(jax.grad(lambda p: rep.density(p, x).sum()))(params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
 
 
@@ -181,8 +184,9 @@ def test_planes_may_span_more_than_is_rendered():
     params = rough(variant())
     x = jax.random.uniform(jax.random.key(3), (9, 3), minval=-1.0, maxval=1.0)
     wide, whole = variant(span=1.5, blob_density=0.0), variant(bound=1.5, blob_density=0.0)
-    np.testing.assert_allclose(wide.density(params, x), whole.density(params, x), rtol=1e-6)
-    assert not np.allclose(wide.density(params, x), variant().density(params, x))
+    ours, theirs, other = (jax.jit(r.density)(params, x) for r in (wide, whole, variant()))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    assert not np.allclose(ours, other)
     with pytest.raises(ValueError, match=r"--span is 0.5; the planes end within the bound, 1.0"):
         bounds.check(TriplaneConfig(span=0.5))
 
