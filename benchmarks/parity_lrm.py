@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from triposr import OFFICIAL
 
 from jax3d import camera as cameras
 from jax3d.models import lrm, openlrm, triposr
@@ -228,23 +229,6 @@ def full_openlrm(config: dict, flat: Arrays) -> tuple[object, Arrays]:
 
 
 # TripoSR.
-
-OFFICIAL = {
-    "cond_image_size": 512,
-    "image_tokenizer": {"pretrained_model_name_or_path": "facebook/dino-vitb16"},
-    "tokenizer": {"plane_size": 32, "num_channels": 1024},
-    "backbone": {"num_attention_heads": 16, "attention_head_dim": 64, "num_layers": 16},
-    "post_processor": {"out_channels": 40},
-    "decoder": {"n_neurons": 64, "n_hidden_layers": 9, "activation": "silu"},
-    "renderer": {
-        "radius": 0.87,
-        "feature_reduction": "concat",
-        "density_activation": "exp",
-        "density_bias": -1.0,
-        "num_samples_per_ray": 128,
-    },
-}
-"""What our reader takes of the official `config.yaml`."""
 
 
 def full_triposr(shapes: dict[str, tuple[int, ...]]) -> tuple[object, Arrays]:
