@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jax3d.making import generate
     from jax3d.manifest import Job
+    from jax3d.models.open import open_model
     from jax3d.priors.open import open_critic
     from jax3d.recipe import Recipe
     from jax3d.types import Prompt
 
 __version__ = "0.1.0"
 
-__all__ = ["Job", "Prompt", "Recipe", "generate", "open_critic"]
+__all__ = ["Job", "Prompt", "Recipe", "generate", "open_critic", "open_model"]
 
 
 def __getattr__(name: str):
@@ -27,6 +28,8 @@ def __getattr__(name: str):
             home = "jax3d.manifest"
         case "open_critic":
             home = "jax3d.priors.open"
+        case "open_model":
+            home = "jax3d.models.open"
         case "Recipe":
             home = "jax3d.recipe"
         case "Prompt":

@@ -70,6 +70,7 @@ _TORCH_STORAGES = {
 
 MOST_JSON = 1 << 25
 """Bytes of a JSON file that is read; the largest of known checkpoints, a tokenizer, has 4 MB."""
+_MOST_YAML = 1 << 16
 _MOST_PICKLE = 1 << 24
 """Bytes of the pickle beside a checkpoint's storages; tens of thousands of tensors fit."""
 _MOST_TUPLES = 30_000
@@ -134,15 +135,43 @@ def read_json(path: str | Path) -> Any:
         raise WeightsError(f"{path}: not JSON ({error})") from error
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
-    """A network's JSON configuration.
+def read_yaml(path: str | Path) -> Any:
+    """What a YAML file of plain values holds; anchors and tags are not read.
 
     Raises:
-      WeightsError: the file is missing or not a JSON object.
+      WeightsError: the file is missing, larger than 64 KB, or no such YAML.
     """
-    config = read_json(path)
+    # Imported here: few checkpoints have one.
+    import yaml
+
+    class Plain(yaml.SafeLoader):
+        def compose_node(self, parent, index):
+            # What aliases refer to can grow exponentially.
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("it has aliases")
+            return super().compose_node(parent, index)
+
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing: is the checkpoint folder complete?")
+    if (size := path.stat().st_size) > _MOST_YAML:
+        raise WeightsError(f"{path}: {size} bytes; a YAML file may have {_MOST_YAML}")
+    try:
+        return yaml.load(path.read_text("utf-8"), Plain)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: not YAML that can be read ({first_line(error)})") from error
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """A network's configuration, in YAML if the suffix says so, else in JSON.
+
+    Raises:
+      WeightsError: the file is missing, not what its suffix says, or holds no object.
+    """
+    kind = "YAML mapping" if Path(path).suffix == ".yaml" else "JSON object"
+    config = read_yaml(path) if Path(path).suffix == ".yaml" else read_json(path)
     if not isinstance(config, dict):
-        raise WeightsError(f"{path}: holds a {type(config).__name__}, not a JSON object")
+        raise WeightsError(f"{path}: holds a {type(config).__name__}, not a {kind}")
     return config
 
 

@@ -32,8 +32,8 @@ def vectors(prefix: str) -> dict[str, np.ndarray]:
         return {name.removeprefix(prefix + "/"): file[name] for name in names}
 
 
-def weight(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A half-precision weight that depends on nothing but its name, its shape and a seed."""
+def weight(seed: int, name: str, shape: tuple[int, ...], dtype=np.float16) -> np.ndarray:
+    """A weight that depends on nothing but its name, its shape and a seed."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:8], "little")))
     n = rng.standard_normal(shape, dtype=np.float32)
@@ -44,7 +44,7 @@ def weight(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
         w = 0.5 * n
     else:
         w = n / np.sqrt(np.float32(np.prod(shape[1:])))
-    return np.asarray(w, np.float16)
+    return np.asarray(w, dtype)
 
 
 def tensors(system: str, part: str) -> dict[str, np.ndarray]:

@@ -19,6 +19,9 @@ from jax3d.guidance.nfsd import nfsd
 from jax3d.guidance.score import ScoreConfig
 from jax3d.guidance.sds import SDSConfig, sds
 from jax3d.guidance.vsd import SecondCritic, vsd
+from jax3d.models import lrm, openlrm, triposr
+from jax3d.models.base import Model
+from jax3d.nn.dino import DinoConfig
 from jax3d.optimize import asset, engine
 from jax3d.optimize.asset import AssetConfig
 from jax3d.optimize.checkpoint import Checkpoints
@@ -29,6 +32,31 @@ from jax3d.priors.gaussian import GaussianData, gaussian
 from jax3d.types import Cond, Look, Prompt, Ramp
 
 SIZE = 8
+TRIPOSR = {
+    "cond_image_size": 8,
+    "image_tokenizer": {"pretrained_model_name_or_path": "facebook/dino-vitb16"},
+    "tokenizer": {"plane_size": 2, "num_channels": 32},
+    "backbone": {"num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 1},
+    "post_processor": {"out_channels": 2},
+    "decoder": {"n_neurons": 4, "n_hidden_layers": 2, "activation": "silu"},
+    "renderer": {
+        "radius": 0.87,
+        "feature_reduction": "concat",
+        "density_activation": "exp",
+        "density_bias": -1.0,
+        "num_samples_per_ray": 4,
+    },
+}
+OPENLRM = {
+    "camera_embed_dim": 4,
+    "transformer_dim": 8,
+    "transformer_layers": 1,
+    "transformer_heads": 2,
+    "triplane_low_res": 2,
+    "triplane_dim": 2,
+    "rendering_samples_per_ray": 4,
+    "encoder_type": "dinov2",
+}
 CAMERAS = orbit(jnp.array([0.3, 2.0]), jnp.array([0.2, 0.4]), 2.7, 0.7)
 IMAGES = jax.random.uniform(jax.random.key(0), (4, SIZE, SIZE, 3))
 COND = condition(1, 2)
@@ -64,9 +92,45 @@ GUIDANCES = {
     "vsd": lambda p: vsd(p, SecondCritic(lambda key: jnp.ones(3), second)),
 }
 
-MODELS = {"toy": sampler()}
+
+def feed_forward(design) -> Model:
+    """A model of tiny sizes with random weights."""
+    like = lrm.abstract_params(design)
+    leaves, tree = jax.tree.flatten(like)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    drawn = [0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    return lrm.model(design, lrm.split(tree.unflatten(drawn)), "tiny")
+
+
+ENCODER = DinoConfig(
+    patch_size=4,
+    grid=2,
+    hidden_size=4,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=8,
+)
+MODELS = {
+    "toy": sampler(),
+    "triposr": feed_forward(triposr.design(TRIPOSR, encoder=ENCODER)),
+    "openlrm": feed_forward(openlrm.design(OPENLRM, encoder=ENCODER)),
+}
+PICTURES = np.random.default_rng(0).random((3, 9, 8, 4), np.float32)
+PROMPTS = [
+    Prompt(text, image=picture)
+    for text, picture in zip(("a red chair", "a cat", "a blue mug"), PICTURES, strict=True)
+]
 
 models = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
+# Two models of one step are alike to the engine.
+slow_models = {"openlrm"}
+staged = pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(model, id=name, marks=[pytest.mark.slow] * (name in slow_models))
+        for name, model in MODELS.items()
+    ],
+)
 representations = pytest.mark.parametrize(
     "rep", REPRESENTATIONS.values(), ids=REPRESENTATIONS.keys()
 )
@@ -156,7 +220,7 @@ def test_prior(prior, weights):
 @models
 def test_model(model):
     keys = jax.random.split(jax.random.key(0), 2)
-    conds = stack([model.condition(Prompt(text)) for text in ("a red chair", "a blue mug")])
+    conds = stack([model.condition(PROMPTS[k]) for k in (0, 2)])
     numbers = stack([knobs(1, guidance_scale=3.0), knobs(2, guidance_scale=(1.0))])
 
     def make(key, cond, knobs):
@@ -176,9 +240,9 @@ def test_model(model):
     assert jax.tree.structure(params) == jax.tree.structure(like)
 
 
-@models
+@staged
 def test_a_model_is_a_stage_that_can_be_stopped_at_any_step(model, tmp_path):
-    conds = [model.condition(Prompt(text)) for text in ("a red chair", "a cat", "a blue mug")]
+    conds = [model.condition(prompt) for prompt in PROMPTS]
     stage = as_stage(model)
 
     def made(indices, stop=lambda: False, **where):

@@ -1,15 +1,17 @@
 """A triplane: three feature planes and a small network to density and albedo.
 
-phi(x) = [P_xy(x), P_xz(x), P_yz(x)] by bilinear lookup (EG3D, section 4), then a ReLU network to
+phi(x) = [P_xy(x), P_xz(x), P_yz(x)] by bilinear lookup (EG3D, section 4), then a small network to
 (density, albedo[, normal]). Each plane is the sum of a pyramid of resolutions, all upsampled to
 the finest before rendering: the function is that of a single plane, but large shapes move as one
-parameter, which steadies and speeds up Adam.
+parameter, which steadies and speeds up Adam. The activations are those of the networks that make
+triplanes from pictures (`models.lrm`), so that what they made is refined as what it is.
 
 Two renderers, one result: `_field` is the formula, `_split` the same for `volume.render`, where
 the first layer may be folded into the planes (`planes`). Letters: n points, m samples, r plane
 resolution, c channels, g lattice points per axis.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -21,7 +23,7 @@ from jaxtyping import Array, Float
 
 from jax3d import camera as cameras
 from jax3d import interp
-from jax3d.bounds import Count, Natural, NonNegative, Positive, Range, Share
+from jax3d.bounds import Count, Finite, Natural, NonNegative, Positive, Range, Share
 from jax3d.fields import planes
 from jax3d.fields.base import Representation
 from jax3d.math import normalize
@@ -44,8 +46,20 @@ class TriplaneConfig:
     hidden: Count = 32
     layers: Count = 2
     """Hidden layers of the network."""
+    activation: Literal["relu", "silu"] = "relu"
+    """Of the hidden layers."""
+    density_activation: Literal["softplus", "exp"] = "softplus"
+    density_bias: Finite = 0.0
+    """Added to the raw density."""
+    rgb_padding: Annotated[float, Range(0, 0.5)] = 0.0
+    """By how much the sigmoid of colours goes beyond [0, 1] before it is cut there
+    (mip-NeRF), so that black and white are within reach."""
     bound: Positive = 1.0
-    """Half side of the cube that the planes span and radius of the ball rendered, metres."""
+    """Half side of the cube, or radius of the ball, that is rendered, metres."""
+    shape: Literal["sphere", "box"] = "sphere"
+    """Whether that is a ball or a cube."""
+    span: Positive | None = None
+    """Half side of the cube that the planes span, metres; None: `bound`."""
     blob_density: NonNegative = 10.0
     """Bias `blob_density * (1 - |x| / blob_radius)` of the raw density: training starts from a
     ball (threestudio)."""
@@ -81,6 +95,8 @@ class TriplaneConfig:
         """What does not fit together, for `bounds.check`."""
         if self.resolution >> (self.levels - 1) < 1:
             return f"levels is {self.levels}; {self.resolution} texels cannot be halved so often"
+        if self.span is not None and self.span < self.bound:
+            return f"span is {self.span}; the planes end within the bound, {self.bound}"
         if self.lattice == 1:
             return "lattice is 1; expected 0 (none) or a whole number from 2 on"
         return None
@@ -96,10 +112,12 @@ def triplane(config: TriplaneConfig | None = None) -> Representation:
         rays = cameras.rays(camera, size)
         background = None
         if cfg.learned_background:
-            background = jax.nn.sigmoid(_mlp(params["background"], rays.directions))
+            hidden = _mlp(params["background"], rays.directions, jax.nn.relu)
+            background = jax.nn.sigmoid(hidden)
         composed = _compose(params)
         plan = cfg.plan or sparse.plan()
         rays_cfg = volume.VolumeConfig(
+            shape=cfg.shape,
             bound=cfg.bound,
             coarse=cfg.coarse,
             samples=cfg.samples,
@@ -122,7 +140,7 @@ def triplane(config: TriplaneConfig | None = None) -> Representation:
 
     def color(params: Params, x: Float[Array, "*n 3"]) -> Float[Array, "*n 3"]:
         raw = _raw(_compose(params), x.reshape(-1, 3), cfg)
-        return jax.nn.sigmoid(raw[:, 1:4]).reshape(x.shape)
+        return _rgb(raw, cfg).reshape(x.shape)
 
     def regularise(params: Params) -> dict[str, Float[Array, ""]]:
         """The total variation: mean squared difference of neighbouring texels."""
@@ -165,9 +183,12 @@ def _init_mlp(key: Key, widths: tuple[int, ...], last: float) -> list[dict]:
     return layers
 
 
-def _mlp(layers: list[dict], h: Float[Array, "*n a"]) -> Float[Array, "*n b"]:
+_ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu}
+
+
+def _mlp(layers: list[dict], h: Float[Array, "*n a"], activation: Callable) -> Float[Array, "*n b"]:
     for layer in layers[:-1]:
-        h = jax.nn.relu(h @ layer["w"] + layer["b"])
+        h = activation(h @ layer["w"] + layer["b"])
     return h @ layers[-1]["w"] + layers[-1]["b"]
 
 
@@ -179,34 +200,58 @@ def _compose(params: Params) -> Params:
 
 
 def _raw(p: Params, x: Float[Array, "n 3"], cfg: TriplaneConfig) -> Float[Array, "n o"]:
-    """The network's outputs; column 0 carries the blob."""
+    """The network's outputs; column 0 carries the blob and the bias."""
     features = interp.triplane(p["planes"], _unit(x, cfg))
-    raw = _mlp(p["mlp"], features.reshape(len(x), -1))
-    return raw.at[:, 0].add(_blob(x, cfg))
+    raw = _mlp(p["mlp"], features.reshape(len(x), -1), _ACTIVATIONS[cfg.activation])
+    return raw.at[:, 0].add(_offset(x, cfg))
+
+
+def _span(cfg: TriplaneConfig) -> float:
+    return cfg.bound if cfg.span is None else cfg.span
 
 
 def _unit(x: Float[Array, "n 3"], cfg: TriplaneConfig) -> Float[Array, "n 3"]:
-    return x / (2 * cfg.bound) + 0.5
+    return x / (2 * _span(cfg)) + 0.5
 
 
-def _blob(x: Float[Array, "n 3"], cfg: TriplaneConfig) -> Float[Array, " n"]:
+def _offset(x: Float[Array, "n 3"], cfg: TriplaneConfig) -> Float[Array, " n"]:
+    """What is added to the raw density: the blob and the bias."""
     # The small constant makes the cone's tip smooth.
     distance = jnp.sqrt(jnp.sum(x * x, axis=-1) + 1e-6)
-    return cfg.blob_density * (1 - distance / cfg.blob_radius)
+    return cfg.blob_density * (1 - distance / cfg.blob_radius) + cfg.density_bias
+
+
+_MOST_EXPONENT = 15.0
+"""A density of e^15 per metre is opaque within a micrometre; more would end in infinity."""
+
+
+def _density(raw: Float[Array, "*n"], cfg: TriplaneConfig) -> Float[Array, "*n"]:
+    """Density, 1/metre, of the network's number with `_offset` in it."""
+    if cfg.density_activation == "exp":
+        return jnp.exp(jnp.minimum(raw, _MOST_EXPONENT))
+    return jax.nn.softplus(raw)
+
+
+def _rgb(raw: Float[Array, "n o"], cfg: TriplaneConfig) -> Float[Array, "n 3"]:
+    """Albedo in [0, 1] of the network's outputs."""
+    rgb = jax.nn.sigmoid(raw[:, 1:4])
+    if not cfg.rgb_padding:
+        return rgb
+    return jnp.clip(rgb * (1 + 2 * cfg.rgb_padding) - cfg.rgb_padding, 0.0, 1.0)
 
 
 def _sigma(p: Params, x: Float[Array, "n 3"], cfg: TriplaneConfig) -> Float[Array, " n"]:
-    return jax.nn.softplus(_raw(p, x, cfg)[:, 0])
+    return _density(_raw(p, x, cfg)[:, 0], cfg)
 
 
 def _step(cfg: TriplaneConfig) -> float:
     """Shift of finite differences: a quarter of a texel, metres."""
-    return 0.5 * cfg.bound / cfg.resolution
+    return 0.5 * _span(cfg) / cfg.resolution
 
 
 def _field(p: Params, x: Float[Array, "n 3"], cfg: TriplaneConfig) -> volume.Samples:
     raw = _raw(p, x, cfg)
-    sigma, rgb = jax.nn.softplus(raw[:, 0]), jax.nn.sigmoid(raw[:, 1:4])
+    sigma, rgb = _density(raw[:, 0], cfg), _rgb(raw, cfg)
     match cfg.normals:
         case "none":
             normal = None
@@ -229,7 +274,7 @@ def _split(p: Params, cfg: TriplaneConfig, plan: Plan) -> tuple[sparse.Split, Pa
     table = planes.fold(p["planes"], p["mlp"][0]["w"]) if plan.fold else p["planes"]
     if plan.dtype is not None:
         table = table.astype(plan.dtype)
-    reading = {"join": join, "slopes": slopes, "step": _step(cfg) / (2 * cfg.bound)}
+    reading = {"join": join, "slopes": slopes, "step": _step(cfg) / (2 * _span(cfg))}
     split = sparse.Split(
         gather=lambda table, x: planes.gather(table, _unit(x, cfg), **reading),
         scatter=lambda table, x, dh: planes.scatter(table, _unit(x, cfg), dh, **reading),
@@ -245,11 +290,12 @@ def _head(
 
     def network(h, x):
         first = h if fold else h @ mlp[0]["w"]
-        h = jax.nn.relu(first + mlp[0]["b"])
-        return _mlp(mlp[1:], h).at[:, 0].add(_blob(x, cfg))
+        h = activation(first + mlp[0]["b"])
+        return _mlp(mlp[1:], h, activation).at[:, 0].add(_offset(x, cfg))
 
+    activation = _ACTIVATIONS[cfg.activation]
     raw = network(h[:, 0], x)
-    sigma, rgb = jax.nn.softplus(raw[:, 0]), jax.nn.sigmoid(raw[:, 1:4])
+    sigma, rgb = _density(raw[:, 0], cfg), _rgb(raw, cfg)
     axes = jnp.eye(3, dtype=x.dtype)
     match cfg.normals:
         case "none":
@@ -258,12 +304,12 @@ def _head(
             normal = normalize(raw[:, 4:7])
         case "finite-difference":
             ahead = [network(h[:, 1 + a], x + _step(cfg) * axes[a])[:, 0] for a in range(3)]
-            normal = normalize(sigma[:, None] - jax.nn.softplus(jnp.stack(ahead, axis=-1)))
+            normal = normalize(sigma[:, None] - _density(jnp.stack(ahead, axis=-1), cfg))
         case "analytic":
-            scale = 1 / (2 * cfg.bound)
+            scale = 1 / (2 * _span(cfg))
             slope = [
                 jax.jvp(
-                    lambda h, x: jax.nn.softplus(network(h, x)[:, 0]),
+                    lambda h, x: _density(network(h, x)[:, 0], cfg),
                     (h[:, 0], x),
                     (scale * h[:, 1 + a], jnp.broadcast_to(axes[a], x.shape)),
                 )[1]
@@ -281,20 +327,21 @@ def density_lattice(params: Params, cfg: TriplaneConfig) -> Float[Array, "g g g"
     """
     g, p = cfg.lattice, _compose(jax.lax.stop_gradient(params))
     table = planes.fold(p["planes"], p["mlp"][0]["w"])
-    low, way = interp.corners(jnp.linspace(0.0, 1.0, g), cfg.resolution)
+    at = jnp.linspace(-cfg.bound, cfg.bound, g)
+    low, way = interp.corners(at / (2 * _span(cfg)) + 0.5, cfg.resolution)
     for axis in (1, 2):
         way = way.reshape(-1, *(1,) * (3 - axis))
         table = (1 - way) * table.take(low, axis) + way * table.take(low + 1, axis)
     xy, xz, yz = table
-    at = jnp.linspace(-cfg.bound, cfg.bound, g)
     grid = jnp.stack(jnp.meshgrid(at, at, indexing="ij"), axis=-1).reshape(-1, 2)
+    activation = _ACTIVATIONS[cfg.activation]
     last = [{"w": p["mlp"][-1]["w"][:, :1], "b": p["mlp"][-1]["b"][:1]}]
 
     def layer(inputs):
         x, xy, xz = inputs
-        h = xy[:, None] + xz[None] + yz + p["mlp"][0]["b"]
-        raw = _mlp([*p["mlp"][1:-1], *last], jax.nn.relu(h.reshape(g * g, -1)))[:, 0]
+        h = activation((xy[:, None] + xz[None] + yz + p["mlp"][0]["b"]).reshape(g * g, -1))
+        raw = _mlp([*p["mlp"][1:-1], *last], h, activation)[:, 0]
         points = jnp.concatenate([jnp.full((g * g, 1), x), grid], axis=-1)
-        return jax.nn.softplus(raw + _blob(points, cfg)).reshape(g, g)
+        return _density(raw + _offset(points, cfg), cfg).reshape(g, g)
 
     return jax.lax.map(layer, (at, xy, xz))

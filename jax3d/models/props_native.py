@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -166,6 +167,21 @@ def read_config(path: Path) -> tuple[FlowConfig, int, int]:
             f"{described} does not describe the generator's network ({error}); "
             "`jax3d train native` writes it beside the weights"
         ) from error
+
+
+def recognises(path: Path) -> bool:
+    """Whether it is a weight file that `jax3d train native` wrote."""
+    return path.suffix == ".safetensors" and path.with_suffix(".json").is_file()
+
+
+def open(path: Path | str = WEIGHTS, dtype: Any = jnp.float32) -> Model:
+    """The generator in its usual steps; it computes in float32, whatever `dtype` says.
+
+    Raises:
+      weights.WeightsError: See `load`.
+    """
+    del dtype
+    return open_model(path)
 
 
 def open_model(path: Path | str = WEIGHTS, steps: int = STEPS) -> Model:

@@ -57,6 +57,8 @@ class Attention(nn.Module):
     head_dim: int
     out_dim: int
     dtype: Any = jnp.float32
+    qkv_bias: bool = False
+    out_bias: bool = True
 
     @nn.compact
     def __call__(
@@ -67,12 +69,12 @@ class Attention(nn.Module):
         inner = self.heads * self.head_dim
 
         def project(tokens, name):
-            y = dense(inner, self.dtype, False, name)(tokens)
+            y = dense(inner, self.dtype, self.qkv_bias, name)(tokens)
             return y.reshape(*y.shape[:-1], self.heads, self.head_dim)
 
         q, k, v = project(x, "to_q"), project(context, "to_k"), project(context, "to_v")
-        y = attend(q, k, v)
-        return dense(self.out_dim, self.dtype, True, "to_out_0")(y.reshape(*x.shape[:-1], inner))
+        y = attend(q, k, v).reshape(*x.shape[:-1], inner)
+        return dense(self.out_dim, self.dtype, self.out_bias, "to_out_0")(y)
 
 
 class GEGLU(nn.Module):

@@ -24,9 +24,9 @@ def conv(features: int, kernel: int, dtype: Any, name: str | None = None) -> nn.
     )
 
 
-def layer_norm(name: str) -> nn.LayerNorm:
+def layer_norm(name: str, epsilon: float = 1e-5) -> nn.LayerNorm:
     """LayerNorm in float32 whatever its input."""
-    return nn.LayerNorm(1e-5, dtype=jnp.float32, use_fast_variance=False, name=name)
+    return nn.LayerNorm(epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
 
 
 def group_norm(groups: int, epsilon: float, name: str) -> nn.GroupNorm:

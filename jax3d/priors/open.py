@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jax3d import hub
 from jax3d.priors import deepfloyd, embedded, mvdream, stable_diffusion
 from jax3d.priors.base import Critic
 
@@ -18,6 +19,8 @@ _KNOWN = (
     "MultiViewUNetModel) and of pixel-space critics (no vae/); and MVDream's original checkpoint "
     "(.pt, .ckpt or .safetensors), by itself or alone in a folder"
 )
+
+_FETCHED = ("*.json", "*.txt", "*.safetensors", "*.pt")
 
 
 def open_critic(path: str | Path = "embedded", dtype: Any = jnp.float32) -> Critic:
@@ -34,30 +37,10 @@ def open_critic(path: str | Path = "embedded", dtype: Any = jnp.float32) -> Crit
     """
     if path == "embedded":
         return embedded.open()
-    found = _local(str(path))
+    found = hub.find(str(path), _FETCHED, _KNOWN)
     for system in _SYSTEMS:
         if system.recognises(found):
             return system.open(found, jnp.dtype(dtype))
     kind = None if found.is_file() else stable_diffusion.unet_class(found)
     described = f"its unet/config.json describes a {kind}" if kind else "no critic that is known"
     raise ValueError(f"{path}: {described}; {_KNOWN}")
-
-
-def _local(path: str) -> Path:
-    """The file or folder itself, or the hub's snapshot under that name."""
-    if Path(path).exists():
-        return Path(path)
-    if path.count("/") != 1 or path.startswith((".", "/", "~")):
-        raise ValueError(f"{path}: no such file or folder; {_KNOWN}")
-    # Imported here: nothing else needs the hub.
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "*.txt", "*.safetensors", "*.pt"]
-    try:
-        return Path(snapshot_download(path, allow_patterns=patterns))
-    except Exception as error:  # offline, no such name, no permission: a dozen classes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path}: no such folder here, and the Hugging Face hub did not give it ({reason}). "
-            "Fetch it on a machine with a network and pass its folder"
-        ) from error

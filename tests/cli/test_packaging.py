@@ -103,7 +103,7 @@ def test_what_is_imported_is_declared():
     declared = {name.split("[")[0].split(">")[0].split("=")[0] for name in PROJECT["dependencies"]}
     modules = {
         "PIL": "pillow", "skimage": "scikit-image", "orbax": "orbax-checkpoint",
-        "jaxlib": "jax", "imageio_ffmpeg": "imageio-ffmpeg",
+        "jaxlib": "jax", "yaml": "pyyaml", "imageio_ffmpeg": "imageio-ffmpeg",
         "fast_simplification": "fast-simplification", "gcsfs": None, "tensorstore": None,
     }  # fmt: skip
     found = set()

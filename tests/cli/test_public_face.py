@@ -10,6 +10,7 @@ import jax3d
 
 def test_every_public_name_is_there():
     from jax3d.manifest import Job
+    from jax3d.models.open import open_model
     from jax3d.priors.open import open_critic
     from jax3d.recipe import Recipe
     from jax3d.types import Prompt
@@ -18,6 +19,7 @@ def test_every_public_name_is_there():
     assert jax3d.Prompt is Prompt
     assert jax3d.Recipe is Recipe
     assert jax3d.open_critic is open_critic
+    assert jax3d.open_model is open_model
     assert callable(jax3d.generate)
     assert set(jax3d.__all__) <= set(dir(jax3d))
 

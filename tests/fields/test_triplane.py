@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jax3d import camera, math
+from jax3d import bounds, camera, math
 from jax3d.fields.triplane import TriplaneConfig, density_lattice, triplane
 from jax3d.render import sparse
 from jax3d.types import Look
@@ -14,6 +14,19 @@ from jax3d.types import Look
 SMALL = TriplaneConfig(resolution=8, channels=4, levels=2, hidden=8, coarse=0, samples=8, lattice=4)
 LIT = Look(jnp.ones(3), jnp.array(0.2), jnp.array(0.3), jnp.array([0.6, 0.0, 0.8]))
 CAMERAS = camera.orbit(jnp.array([0.3, 2.0]), jnp.array([0.2, 0.4]), 2.7, 0.7)
+
+
+DECODED = {
+    "activation": "silu",
+    "density_activation": "exp",
+    "density_bias": -0.5,
+    "rgb_padding": 0.01,
+    "shape": "box",
+    "span": 1.3,
+    "blob_density": 0.0,
+    "layers": 3,
+}
+"""As networks of pictures have it."""
 
 
 def variant(**changes):
@@ -53,10 +66,17 @@ def test_density_and_color_are_those_of_the_render():
     )
 
 
-@pytest.mark.parametrize("normals", ["none", "predicted", "finite-difference", "analytic"])
-def test_gradients_match_finite_differences(normals):
+@pytest.mark.parametrize(
+    ("normals", "changes"),
+    [
+        *((normals, {}) for normals in ("none", "predicted", "finite-difference", "analytic")),
+        ("analytic", DECODED),
+    ],
+)
+def test_gradients_match_finite_differences(normals, changes):
     with jax.enable_x64(True):
-        rep = variant(normals=normals, lattice=0, resolution=4, channels=2, hidden=4, samples=5)
+        small = {"lattice": 0, "resolution": 4, "channels": 2, "hidden": 4, "samples": 5}
+        rep = variant(normals=normals, **small, **changes)
         params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), rough(rep))
         look = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), LIT)
 
@@ -76,17 +96,26 @@ def test_gradients_match_finite_differences(normals):
             np.testing.assert_allclose(2 * slope, ahead - behind, rtol=1e-5)
 
 
-@pytest.mark.parametrize("normals", ["none", "predicted", "finite-difference", "analytic"])
+@pytest.mark.parametrize(
+    ("normals", "others"),
+    [
+        *((normals, {}) for normals in ("none", "predicted", "finite-difference", "analytic")),
+        ("analytic", DECODED),
+        pytest.param("finite-difference", DECODED, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("fold", [True, False])
-def test_the_fast_renderer_equals_the_reference(normals, fold):
+def test_the_fast_renderer_equals_the_reference(normals, others, fold):
     if fold and normals == "predicted":
         pytest.skip("an output like the others")
+    if others and not fold:
+        pytest.skip("activations are the same code after the first layer")
     with jax.enable_x64(True):
         plan = sparse.Plan(fold=fold, chunk=32, dtype=None)
         params, results = None, []
         look = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), LIT)
         for changes in ({"reference": True}, {"lattice": 0}):
-            rep = variant(normals=normals, samples=5, plan=plan, **changes)
+            rep = variant(normals=normals, samples=5, plan=plan, **{**changes, **others})
             if params is None:
                 params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), rough(rep))
 
@@ -134,8 +163,52 @@ def test_a_large_picture_takes_bounded_memory():
     assert memory.temp_size_in_bytes < 100e6
 
 
-def test_the_lattice_holds_densities():
-    cfg = TriplaneConfig(**{**SMALL.__dict__, "lattice": 5})
+def test_activations_are_those_that_are_named():
+    x = jnp.array([[0.1, 0.2, 0.3], [1.0, -1.0, 1.0]])
+    rep = variant(**{**DECODED, "layers": 1, "hidden": 2})
+    params = jax.tree.map(jnp.zeros_like, rep.init(jax.random.key(0)))
+    params["mlp"][0]["b"] = jnp.array([2.0, -1.0])
+    params["mlp"][1]["w"] = jnp.array([[1.0, 0.0, 9.0, -9.0], [0.0, 1.0, 0.0, 0.0]])
+    silu = np.array([2.0, -1.0]) / (1 + np.exp([-2.0, 1.0]))
+    density, color = jax.jit(rep.density), jax.jit(rep.color)
+    np.testing.assert_allclose(density(params, x), [np.exp(silu[0] - 0.5)] * 2, rtol=1e-6)
+    red = 1.02 / (1 + np.exp(-silu[1])) - 0.01
+    # Beyond black and white is cut off.
+    np.testing.assert_allclose(color(params, x), [[red, 1.0, 0.0]] * 2, rtol=1e-6)
+    params["mlp"][1]["b"] = jnp.array([1e4, 0.0, 0.0, 0.0])
+    slope = jax.jit(jax.grad(lambda p: rep.density(p, x).sum()))(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
+
+
+def test_planes_may_span_more_than_is_rendered():
+    params = rough(variant())
+    x = jax.random.uniform(jax.random.key(3), (9, 3), minval=-1.0, maxval=1.0)
+    wide, whole = variant(span=1.5, blob_density=0.0), variant(bound=1.5, blob_density=0.0)
+    ours, theirs, other = (jax.jit(r.density)(params, x) for r in (wide, whole, variant()))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    assert not np.allclose(ours, other)
+    with pytest.raises(ValueError, match=r"--span is 0.5; the planes end within the bound, 1.0"):
+        bounds.check(TriplaneConfig(span=0.5))
+
+
+def test_a_box_shows_its_corners():
+    opaque = {"blob_density": 0.0, "density_bias": 50.0, "lattice": 0}
+    camera_at = camera.orbit(jnp.array([0.0]), 0.0, 4.0, 0.62)
+    shown = {}
+    for shape in ("sphere", "box"):
+        rep = variant(shape=shape, **opaque)
+        params = rep.init(jax.random.key(0))
+        out = jax.jit(lambda p, rep=rep: rep.render(p, None, camera_at, Look.albedo(), (16, 16)))
+        shown[shape] = np.asarray(out(params).alpha[0] > 0.5)
+    corners = np.s_[[1, 1, -2, -2], [1, -2, 1, -2]]
+    assert shown["box"][corners].all()
+    assert not shown["sphere"][corners].any()
+    assert shown["sphere"][8, 8]
+
+
+@pytest.mark.parametrize("others", [{}, DECODED])
+def test_the_lattice_holds_densities(others):
+    cfg = TriplaneConfig(**{**SMALL.__dict__, "lattice": 5, **others})
     params = rough(triplane(cfg))
     at = jnp.linspace(-1.0, 1.0, 5)
     x = jnp.stack(jnp.meshgrid(at, at, at, indexing="ij"), -1)
