@@ -266,12 +266,13 @@ def _clip(config) -> diffusion.Clip:
 
 
 def _plms_in_v(abar) -> Callable[..., Array]:
-    """PLMS whose steps mix v, as diffusers mixes what the network puts out; critics answer eps."""
+    """PLMS whose steps mix v, as diffusers mixes what the network puts out."""
 
-    def sample(denoise, z, grid):
+    def sample(denoise, z, grid, *, prediction: Prediction = "eps"):
         def in_v(z, t):
             alpha, sigma = diffusion.noise_level(abar, t, z.ndim)
-            return (denoise(z, t) - sigma * z) / alpha
+            _, eps = diffusion.x0_and_eps(denoise(z, t), z, alpha, sigma, prediction)
+            return (eps - sigma * z) / alpha
 
         return diffusion.plms(in_v, z, grid, prediction="v")
 
