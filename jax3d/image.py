@@ -10,6 +10,7 @@ and critics all speak of colours as a screen shows them; only light is added up 
 import os
 import subprocess
 import tempfile
+import warnings
 from pathlib import Path
 
 import jax
@@ -38,6 +39,93 @@ def read_image(path: str | os.PathLike) -> Float[np.ndarray, "H W 3"]:
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path} is not an image that can be read ({error})") from error
     return rgba[..., :3] * rgba[..., 3:] + (1.0 - rgba[..., 3:])
+
+
+def read_picture(path: str | os.PathLike) -> Float[np.ndarray, "H W 4"]:
+    """Read a person's picture, of any kind and size that Pillow reads, with its coverage.
+
+    It is turned as its EXIF says; CMYK, palettes, 16 bits and the first frame of an animation
+    become sRGB in [0, 1]. A picture of more than `MOST_SEEN` pixels a side is reduced to that.
+
+    Raises:
+      ValueError: It is no picture, a damaged one, or one of more than `MOST_PIXELS`.
+      OSError: It cannot be read.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns from half of what it refuses; here one limit is told.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as file:
+                width, height = file.size
+                if width * height > MOST_PIXELS:
+                    raise ValueError(
+                        f"{path} has {width} x {height} pixels; at most {MOST_PIXELS:,} are read"
+                    )
+                file.draft("RGB", (MOST_SEEN, MOST_SEEN))
+                picture = _eight_bits(ImageOps.exif_transpose(file)).convert("RGBA")
+    except (UnidentifiedImageError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is not a picture that can be read ({error})") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise ValueError(f"{path} is damaged: {error}") from error
+    picture.thumbnail((MOST_SEEN, MOST_SEEN))
+    return np.asarray(picture, np.float32) / 255.0
+
+
+MOST_PIXELS = 100_000_000
+"""Of a picture that is read; as RGBA it takes four bytes each."""
+MOST_SEEN = 1024
+"""Side to which larger pictures are reduced: no network here looks at more."""
+
+
+def _eight_bits(picture):
+    """Pictures of 16 bits and of floats, which Pillow would cut off at 255."""
+    from PIL import Image
+
+    if not picture.mode.startswith(("I", "F")):
+        return picture
+    levels = np.asarray(picture, np.float64)
+    top = 65535.0 if picture.mode.startswith("I") else max(float(levels.max()), 1e-9)
+    return Image.fromarray(np.round(255.0 * np.clip(levels / top, 0.0, 1.0)).astype(np.uint8))
+
+
+def cut_out(picture: Float[Host, "H W c"], tolerance: float = 0.06) -> Float[np.ndarray, "H W 4"]:
+    """The object of a picture: straight sRGB and coverage.
+
+    Coverage is taken where the picture has some. Else the ground must be plain: it is what differs
+    from the border's colour by less than `tolerance` in every channel and hangs together with the
+    border.
+
+    Raises:
+      ValueError: The border is not of one colour, or nothing stands before it.
+    """
+    from scipy import ndimage
+
+    picture = np.asarray(picture, np.float32)
+    if picture.shape[-1] == 4 and picture[..., 3].min() < 0.99:
+        if picture[..., 3].max() < 0.1:
+            raise ValueError("nothing is in the picture: all of it is transparent")
+        return picture
+    rgb = picture[..., :3]
+    edge = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
+    ground = np.median(edge, axis=0)
+    plain = np.mean(np.abs(edge - ground).max(-1) < tolerance)
+    if plain < 0.7:
+        raise ValueError(
+            f"its ground is not plain (of its border {plain:.0%} has one colour): cut the object "
+            "out and save it with transparency, as a PNG"
+        )
+    near = np.abs(rgb - ground).max(-1) < tolerance
+    regions, _ = ndimage.label(near)
+    border = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
+    behind = np.isin(regions, np.unique(border[border > 0]))
+    object_ = ndimage.binary_opening(~behind) if min(behind.shape) > 32 else ~behind
+    if not object_.any():
+        raise ValueError("nothing is in the picture but its ground")
+    return np.concatenate([rgb, object_[..., None].astype(np.float32)], -1)
 
 
 SIDES = {".png": 2**31 - 1, ".jpg": 65_535, ".jpeg": 65_535, ".webp": 16_383}
