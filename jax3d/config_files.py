@@ -15,7 +15,7 @@ def packaged() -> dict[str, Path]:
 
 
 def find(name: str | os.PathLike) -> Path:
-    """The file of a recipe: a packaged one by its bare name, such as "props", or a path.
+    """The file of a recipe: a packaged one by its bare name, such as "distil", or a path.
 
     Raises `ValueError` where there is no such file; what is known is named.
     """

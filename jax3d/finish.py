@@ -29,6 +29,8 @@ from jax3d.recipe import Pictures, Recipe
 from jax3d.types import Camera, Look, Params
 
 HISTORY = "history.csv"
+PICTURE = "picture.png"
+"""What an asset was made from, where that is a picture."""
 VIEWS = 8
 """Around the asset, in `views.png`; the scorer judges them."""
 
@@ -75,7 +77,11 @@ class _Files:
 
     def demand_some(self) -> None:
         """Raises the `OSError` by which no file could be written, save perhaps the smallest."""
-        made = set(self.folder.iterdir()) - self._before - {self.folder / HISTORY}
+        made = (
+            set(self.folder.iterdir())
+            - self._before
+            - {self.folder / HISTORY, self.folder / PICTURE}
+        )
         if self._refusal is not None and not made:
             raise OSError(f"nothing can be written: {self._refusal}") from self._refusal
 
@@ -130,6 +136,7 @@ class Finisher:
         about: Mapping[str, Any],
         solid: bool,
         history: History | None = None,
+        shown: np.ndarray | None = None,
     ) -> dict:
         """Writes an asset's files and returns what `asset.json` holds.
 
@@ -143,6 +150,7 @@ class Finisher:
             the time of this call is added.
           solid: Whether turntable and mesh are wanted, beside views and scores.
           history: Where it is known.
+          shown: Pictures from which it was made, `[n, H, W, 3]`.
 
         Raises:
           OSError: Nothing could be written, or not even the record.
@@ -154,6 +162,9 @@ class Finisher:
         if history is not None:
             with files.make(HISTORY):
                 write_history(folder / HISTORY, history)
+        if shown is not None:
+            with files.make(PICTURE):
+                image.write_png(folder / PICTURE, image.row(shown))
         views, metrics = self._look(params, about["prompt"], files)
         if solid:
             metrics |= self._solidify(params, views, files)
@@ -316,12 +327,12 @@ def remake(
     *,
     solid: bool,
 ) -> dict:
-    """Makes an asset's files anew from its parameters; its history stays. Returns the record.
+    """Makes an asset's files anew from its parameters; what led to these stays. Returns the record.
 
     `local` is an empty folder of this machine, on the disk of a local `target`.
     """
-    if HISTORY in about["files"]:
-        (source / HISTORY).copy(local / HISTORY, overwrite=True)
+    for name in {HISTORY, PICTURE} & {*about["files"]}:
+        (source / name).copy(local / name, overwrite=True)
     made = finisher.write(asset.params, local, about, solid)
     folders.publish(local, target)
     return made

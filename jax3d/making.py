@@ -6,16 +6,15 @@
 `folder` says what else is there. A run that was killed goes on when it is called again.
 """
 
-import dataclasses
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 
-from jax3d import bounds, finish, folder, gallery, ledger, record, weights
+from jax3d import bounds, finish, folder, gallery, image, ledger, record, weights
 from jax3d.data import props
 from jax3d.finish import Finisher
 from jax3d.manifest import Job
@@ -25,7 +24,7 @@ from jax3d.optimize.engine import EngineConfig, Outcome
 from jax3d.optimize.stage import Task, starting_from, step_flops
 from jax3d.priors.base import Critic
 from jax3d.recipe import Recipe
-from jax3d.types import Params
+from jax3d.types import Params, Prompt
 
 MERITS = ("r_precision", "name", "color", "azimuth", "similarity")
 """The metrics by which candidates are compared, each where those before it are equal."""
@@ -46,7 +45,7 @@ class Progress(NamedTuple):
 
 def generate(
     recipe: Recipe,
-    critic: Critic,
+    critic: Critic | None,
     jobs: Sequence[Job],
     out: epath.PathLike,
     *,
@@ -67,7 +66,7 @@ def generate(
 
     Args:
       recipe: How; jobs override it.
-      critic: By whose taste.
+      critic: By whose taste; None for a recipe whose model does it all.
       jobs: What: all of the folder, whoever makes them.
       out: Folder of the results, or a gs:// URL.
       config: How the engine runs.
@@ -94,14 +93,15 @@ def generate(
     _demand_sense(recipe, config, out, overwrite and share is not None)
     _demand_scores(jobs, candidates)
     start = None if start_from is None else _start(recipe, start_from)
-    assets = _Assets(recipe, critic, jobs, absolute(out), worker, candidates == 1, start)
+    maker = recipe.open(critic)
+    assets = _Assets(recipe, maker, jobs, absolute(out), worker, candidates == 1, start)
     mine = list(range(len(jobs)) if share is None else share)
     assets.check(mine)
     about = _note(assets, config, candidates)
     run = _Run(assets, Finisher(recipe), config, stop, report, finished)
     with folder.held(assets.out, worker, wait=wait, alone=overwrite):
         with folder.claimed(assets.out, about, overwrite=overwrite, worker=worker) as begun:
-            _sweep(run, _mend(run, mine), begun)
+            _sweep(run, _refuse(run, _mend(run, mine), begun), begun)
         if candidates > 1:
             _keep_best(run, candidates)
         return _account(assets, alone=share is None)
@@ -109,6 +109,8 @@ def generate(
 
 def _start(recipe: Recipe, path: epath.PathLike) -> Params:
     """The parameters of an asset at hand; raises `ValueError` where the recipe cannot take them."""
+    if recipe.model is not None:
+        raise ValueError(f"start-from {path}: the recipe's model makes the start of every asset")
     asset = folder.load_asset(path)
     if asset.recipe.field != recipe.field:
         raise ValueError(
@@ -122,36 +124,60 @@ class _Assets:
     """The assets of a folder: how each is made and where it lies."""
 
     def __init__(
-        self, recipe, critic, jobs, out: epath.Path, worker: str, solid: bool, start: Params
+        self, recipe, maker, jobs, out: epath.Path, worker: str, solid: bool, start: Params
     ):
-        self.recipe, self.critic, self.jobs, self.out = recipe, critic, jobs, out
+        self.recipe, self.maker, self.jobs, self.out = recipe, maker, jobs, out
         self.worker, self.solid, self.start = worker, solid, start
-        self.names = [gallery.slug(job.prompt, k) for k, job in enumerate(jobs)]
+        self.names = [gallery.slug(job.title, k) for k, job in enumerate(jobs)]
         # A wave of assets asks for its conditions twice: when it enters and when it moves on.
         self._condition = lru_cache(256)(self._read)
 
     def check(self, indices: Iterable[int]) -> None:
-        """Raises `ValueError` for a job that cannot be made; each distinct prompt is read once."""
+        """Raises `ValueError` for a job that cannot be made; each distinct prompt is read once.
+
+        Pictures are another matter: one that is damaged costs its own asset alone.
+        """
         jobs = [self.jobs[k] for k in indices]
         for job in jobs:
             job.check(self.recipe)
-        for prompt, negative in dict.fromkeys((job.prompt, job.negative) for job in jobs):
-            self._condition(prompt, self.recipe.negative if negative is None else negative)
+        for prompt, negative in dict.fromkeys(
+            (job.prompt, job.negative) for job in jobs if job.picture is None
+        ):
+            self._condition(prompt, self.recipe.negative if negative is None else negative, None)
 
-    def _read(self, prompt: str, negative: str):
-        return dataclasses.replace(self.recipe, negative=negative).condition(self.critic, prompt)
+    def refusals(self, indices: Iterable[int]) -> dict[int, str]:
+        """Of the assets that are made from pictures, those that cannot be, and why."""
+        found = {}
+        for k in indices:
+            if self.jobs[k].picture is not None:
+                try:
+                    self.task(k)
+                except (ValueError, OSError) as error:
+                    found[k] = str(error)
+        return found
+
+    def _read(self, prompt: str, negative: str, picture: str | None) -> Any:
+        if picture is None:
+            return self.maker.condition(Prompt(prompt, negative))
+        shown = image.read_picture(picture)
+        try:
+            return self.maker.condition(Prompt(prompt, negative, shown))
+        except ValueError as error:
+            raise ValueError(f"{picture}: {error}") from error
 
     def task(self, index: int) -> Task:
         """What the engine is told of an asset."""
         job = self.jobs[index]
         own = job.recipe(self.recipe)
-        steps = tuple(stage.steps for stage in own.optimize.stages)
-        return Task(self._condition(job.prompt, own.negative), own.knobs_of(job.seed), steps)
+        steps = (*self.maker.steps, *(stage.steps for stage in own.optimize.stages))
+        cond = self._condition(job.prompt, own.negative, job.picture)
+        return Task(cond, own.knobs_of(job.seed), steps)
 
     def find(self, index: int) -> folder.Found | None:
         """What the folder has of an asset."""
         job = self.jobs[index]
-        wanted = record.asked(job.prompt, job.seed, job.recipe(self.recipe))
+        picture = record.picture_of(job.picture)
+        wanted = record.asked(job.title, job.seed, job.recipe(self.recipe), picture)
         return folder.find(self.place(index), wanted)
 
     def place(self, index: int) -> epath.Path:
@@ -166,7 +192,7 @@ class _Run:
         self.assets, self.finisher, self.config = assets, finisher, config
         self.stop, self.report = stop, report
         # Whatever of the program can be refused is refused here, before a folder is claimed.
-        self.stages = assets.recipe.build(assets.critic)
+        self.stages = assets.maker.stages
         if assets.start is not None:
             self.stages = starting_from(self.stages, assets.start)
         self._finished, self._one_at_a_time = finished, threading.Lock()
@@ -183,13 +209,13 @@ class _Run:
 
 def _note(assets: _Assets, config: EngineConfig, candidates: int) -> dict:
     """What `sweep.json` says."""
-    who = folder.identity(assets.recipe, assets.critic, assets.jobs, candidates, config)
+    who = folder.identity(assets.recipe, assets.maker, assets.jobs, candidates, config)
     if assets.start is not None:
         who["start"] = weights.digest(assets.start)
     return {
         "identity": who,
         "assets": len(assets.jobs),
-        "critic": assets.critic.name,
+        "critic": assets.maker.name,
         "recipe": record.encode(assets.recipe),
         "versions": finish.versions(),
         "folders": assets.names,
@@ -218,6 +244,21 @@ def _mend(run: _Run, indices: Iterable[int]) -> list[int]:
                 )
             run.finished(made)
     return todo
+
+
+def _refuse(run: _Run, indices: Sequence[int], begun: Callable[[], None]) -> list[int]:
+    """Notes the assets whose pictures are no use, and names the others."""
+    refused = run.assets.refusals(indices)
+    if refused:
+        begun()
+    for index, why in refused.items():
+        about = _about(run.assets, index) | {"steps": 0, "model_flops": 0}
+        about |= {"seconds": {"optimize": 0.0}}
+        with run.staging(index) as local:
+            made = finish.write_failure(local, about, why, None)
+            folder.publish(local, run.assets.place(index))
+        run.finished(made)
+    return [index for index in indices if index not in refused]
 
 
 def _sweep(run: _Run, todo: list[int], begun: Callable[[], None]) -> None:
@@ -264,30 +305,39 @@ def _sweep(run: _Run, todo: list[int], begun: Callable[[], None]) -> None:
             raise
 
 
+def _about(assets: _Assets, index: int) -> dict:
+    """What the record of an asset says of how it was asked for."""
+    job = assets.jobs[index]
+    return {
+        "index": index,
+        "prompt": job.title,
+        "seed": job.seed,
+        "picture": record.picture_of(job.picture),
+        "knobs": {name: list(values) for name, values in job.knobs.items()},
+        "critic": assets.maker.name,
+        "recipe": record.encode(job.recipe(assets.recipe)),
+    }
+
+
 def _write(run: _Run, outcome: Outcome, work: Sequence[int]) -> dict:
     """Writes the files of a finished asset and returns its record."""
     assets, track = run.assets, outcome.track
-    job = assets.jobs[track.index]
     taken = (*track.steps[: track.stage], track.step)
-    about = {
-        "index": track.index,
-        "prompt": job.prompt,
-        "seed": job.seed,
+    about = _about(assets, track.index) | {
         "steps": track.taken,
         "status": track.status,
-        "knobs": {name: list(values) for name, values in job.knobs.items()},
-        "critic": assets.critic.name,
         "residual_norm": track.history[-1].get("residual_norm") if track.history else None,
         "model_flops": sum(k * each for k, each in zip(taken, work, strict=False)),
         "seconds": {"optimize": track.device_seconds},
-        "recipe": record.encode(job.recipe(assets.recipe)),
     }
     with run.staging(track.index) as local:
         if track.status == "nonfinite" and track.taken < run.config.block:
             why = f"step {track.taken} gave numbers that are not finite: there is only its start"
             made = finish.write_failure(local, about, why, track.history)
         else:
-            made = run.finisher.write(outcome.params, local, about, assets.solid, track.history)
+            made = run.finisher.write(
+                outcome.params, local, about, assets.solid, track.history, outcome.shown
+            )
         folder.publish(local, assets.place(track.index))
     return made
 

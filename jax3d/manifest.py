@@ -21,6 +21,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,8 @@ from jax3d.knobs import KnobValues, Values
 from jax3d.recipe import Recipe
 
 KNOBS = tuple(f.name for f in dataclasses.fields(KnobValues))
-TEXTS = ("prompt", "negative")
-FIELDS = ("prompt", "seed", "steps", "negative", *KNOBS)
+TEXTS = ("prompt", "negative", "picture")
+FIELDS = ("prompt", "seed", "steps", "negative", "picture", *KNOBS)
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,13 @@ class Job:
     """In place of the recipe's."""
     knobs: Mapping[str, Values] = field(default_factory=dict)
     """In place of the recipe's, by the names of `KnobValues`."""
+    picture: Text | None = None
+    """Path of a picture of it, for models that look at one; the prompt may then be empty."""
+
+    @property
+    def title(self) -> str:
+        """What people call it: the prompt, or the picture's name."""
+        return self.prompt if self.prompt.strip() else Path(self.picture or "").stem
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """The recipe of this asset; raises `ValueError` for steps that no recipe can have."""
@@ -219,7 +227,7 @@ def _csv_rows(text: str, where: str) -> Iterator[tuple[int, dict]]:
     try:
         _demand_known(filter(None, names))
         _demand_once(filter(None, names), "column")
-        if names and "prompt" not in names:
+        if names and not {"prompt", "picture"} & {*names}:
             raise ValueError("no column is named 'prompt'; the first line names the columns")
     except ValueError as error:
         raise ValueError(f"{where} {line}: {error}") from None
@@ -251,7 +259,7 @@ def _delimiter(text: str) -> str:
             header = next(_records(text, delimiter, ""), (1, []))[1]
         except ValueError:
             continue
-        if "prompt" in map(_name, header):
+        if {"prompt", "picture"} & {*map(_name, header)}:
             return delimiter
     return ","
 
@@ -311,16 +319,17 @@ def _job(row: Mapping[str, Any], first_seed: int, index: int) -> Job:
     """The job that a row describes; without a seed of its own it counts on from the first."""
     _demand_known(row)
     given = {name: value for name, value in row.items() if not _is_blank(value)}
-    if "prompt" not in given:
+    if not {"prompt", "picture"} & {*given}:
         raise ValueError("no prompt")
     for name in TEXTS:
         if isinstance(given.get(name), _Written):
             raise ValueError(f"{name} is {bounds.shown(given[name])}; expected a text")
     fields = {
-        "prompt": given["prompt"],
+        "prompt": given.get("prompt", ""),
         "seed": _whole(given["seed"]) if "seed" in given else seeds(first_seed, index + 1)[-1],
         "steps": _whole(given["steps"]) if "steps" in given else None,
         "negative": given.get("negative"),
+        "picture": given.get("picture"),
         "knobs": {name: _numbers(name, given[name]) for name in KNOBS if name in given},
     }
     _check_fields(fields)
@@ -334,7 +343,7 @@ def _is_blank(value: Any) -> bool:
 def _check_fields(fields: Mapping[str, Any]) -> None:
     for name, hint in bounds.hints(Job).items():
         bounds.check_value(fields[name], hint, name)
-    if not fields["prompt"].strip():
+    if not fields["prompt"].strip() and not fields["picture"]:
         raise ValueError("no prompt")
     of_knobs = bounds.hints(KnobValues)
     for name, values in fields["knobs"].items():

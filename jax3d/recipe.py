@@ -6,12 +6,16 @@ The defaults are the recipe of the embedded critic; a file of `configs/` holds a
 
 import dataclasses
 import runpy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
+
+import jax
 
 from jax3d import config_files
 from jax3d.bounds import Range, Text
+from jax3d.fields.grid import GridConfig
 from jax3d.fields.mlp import MlpConfig
 from jax3d.fields.triplane import TriplaneConfig
 from jax3d.guidance.csd import CSDConfig
@@ -23,9 +27,13 @@ from jax3d.guidance.sds import SDSConfig
 from jax3d.guidance.vsd import VSDConfig
 from jax3d.knobs import Knobs, KnobValues
 from jax3d.mesh import MeshConfig
+from jax3d.models.base import Model
+from jax3d.models.pictured import PicturedConfig
+from jax3d.models.props_lrm import LrmConfig
+from jax3d.models.props_native import NativeConfig
 from jax3d.optimize import asset
 from jax3d.optimize.asset import AssetConfig, StageConfig
-from jax3d.optimize.stage import Stage
+from jax3d.optimize.stage import Stage, as_stage, told
 from jax3d.priors.base import Critic
 from jax3d.types import Condition, Prompt
 
@@ -46,7 +54,11 @@ class Pictures:
 class Recipe:
     """How an asset is made."""
 
-    field: TriplaneConfig | MlpConfig = dataclasses.field(default_factory=TriplaneConfig)
+    model: NativeConfig | LrmConfig | PicturedConfig | None = None
+    """What makes the asset, or the start of its distillation; None starts from a fresh field."""
+    field: TriplaneConfig | MlpConfig | GridConfig = dataclasses.field(
+        default_factory=TriplaneConfig
+    )
     optimize: AssetConfig = dataclasses.field(default_factory=AssetConfig)
     guidance: SDSConfig | CSDConfig | NFSDConfig | ISMConfig | HiFAConfig | VSDConfig = (
         dataclasses.field(default_factory=lambda: SDSConfig(score=ScoreConfig(view_words="none")))
@@ -61,11 +73,46 @@ class Recipe:
 
     @property
     def steps(self) -> int:
-        """Steps of all stages together."""
+        """Steps of distillation, all stages together."""
         return sum(stage.steps for stage in self.optimize.stages)
 
+    def open(self, critic: Critic | None) -> "Maker":
+        """The recipe in working order.
+
+        Args:
+          critic: By whose taste; None where `asks_critic` is False.
+
+        Raises:
+          ValueError: There is no critic where one is asked, or what the model makes is not of the
+            recipe's field, or its weights cannot be read.
+        """
+        if critic is None and self.asks_critic:
+            raise ValueError("this recipe asks a critic, and was given none")
+
+        def ask(prompt: Prompt) -> Condition | None:
+            own = dataclasses.replace(self, negative=prompt.negative)
+            return own.condition(critic, prompt.text) if self.steps else None
+
+        distilling = self.build(critic) if self.steps else ()
+        makers = [critic] if self.steps else []
+        if self.model is None:
+            return _maker(distilling, ask, (), makers)
+        model = self.model.build(critic)
+        _demand_same(self.field, model)
+
+        def ask_both(prompt: Prompt) -> tuple[Any, Condition | None]:
+            return model.condition(prompt), ask(prompt)
+
+        stages = (told(as_stage(model), 0), *(told(stage, 1) for stage in distilling))
+        return _maker(stages, ask_both, (model.steps,), [model, *makers])
+
+    @property
+    def asks_critic(self) -> bool:
+        """Whether it takes a critic at all."""
+        return self.steps > 0 or (self.model is not None and self.model.asks_critic)
+
     def build(self, critic: Critic) -> tuple[Stage, ...]:
-        """The stages that an asset goes through, by a critic."""
+        """The stages of distillation by a critic."""
         return asset.distil(
             self.field.build(),
             critic.prior,
@@ -87,10 +134,28 @@ class Recipe:
         """The traced knobs of one asset; raises `ValueError` as `KnobValues.traced` does."""
         return self.knobs.traced(seed, self.steps)
 
+    def refined(self, steps: int) -> "Recipe":
+        """The same recipe with so many steps of distillation on top of what its model makes.
+
+        Raises `ValueError` where it has none.
+        """
+        if self.model is None:
+            raise ValueError(
+                "refine goes on from what a model makes, and this recipe has none: --steps is the "
+                "length of its distillation"
+            )
+        stages = (StageConfig(steps, REFINED),) if steps else ()
+        return dataclasses.replace(self, optimize=dataclasses.replace(self.optimize, stages=stages))
+
     def with_steps(self, steps: int) -> "Recipe":
         """The same recipe over another number of steps, its stages stretched alike."""
         if steps < 1:
             raise ValueError(f"steps is {steps}; an asset takes at least 1")
+        if not self.steps:
+            raise ValueError(
+                f"steps is {steps}, and this recipe distils nothing that could be stretched: "
+                "--refine K adds K steps"
+            )
         stages, done, before = [], 0, 0
         for stage in self.optimize.stages:
             before += stage.steps
@@ -102,11 +167,48 @@ class Recipe:
         )
 
 
+class Maker(NamedTuple):
+    """A recipe in working order."""
+
+    stages: tuple[Stage, ...]
+    """What an asset goes through."""
+    condition: Callable[[Prompt], Any]
+    """What the stages are told of an asset; raises `ValueError` for a prompt that cannot be
+    read"""
+    steps: tuple[int, ...]
+    """Of the stages before those of the recipe's distillation."""
+    name: str
+    """Who makes, for people."""
+    digest: str
+    """Of all weights: two makers of one recipe and digest make the same assets."""
+
+
+REFINED = 64
+"""Side of the renders by which a model's asset is refined, pixels."""
+
+
+def _maker(stages, condition, steps, makers: Sequence[Critic | Model]) -> Maker:
+    name = ", then ".join(each.name for each in makers)
+    return Maker(stages, condition, steps, name, " ".join(m.digest or m.name for m in makers))
+
+
+def _demand_same(field: Any, model: Model) -> None:
+    """Raises `ValueError` where a model makes what the field's functions cannot take."""
+    own = jax.eval_shape(field.build().init, jax.random.key(0))
+    made = jax.eval_shape(model.representation.init, jax.random.key(0))
+    if jax.tree.structure(own) != jax.tree.structure(made) or jax.tree.leaves(
+        own
+    ) != jax.tree.leaves(made):
+        raise ValueError(
+            f"what the {model.name} makes is no {field}: give the recipe the model's field"
+        )
+
+
 def load(name: str | Path, kind: type = Recipe):
     """The `recipe` of a config, which is Python and is run.
 
     Args:
-      name: Of a packaged config, such as "props", or the path of a file.
+      name: Of a packaged config, such as "distil", or the path of a file.
       kind: What it must be: `Recipe`, or the dataclass of a training.
 
     Raises:

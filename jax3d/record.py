@@ -175,12 +175,27 @@ def read_json(path: epath.PathLike) -> dict:
     return data
 
 
-def asked(prompt: str, seed: int, recipe: Recipe) -> dict:
+def picture_of(path: str | None) -> str | None:
+    """What a record has of the picture that an asset is made from: the file's SHA-256.
+
+    An empty text where it cannot be read; None where an asset is made from words.
+    """
+    if path is None:
+        return None
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def asked(prompt: str, seed: int, recipe: Recipe, picture: str | None = None) -> dict:
     """What an asset is made from, as its record has it: all that changes its parameters.
 
-    How it is meshed and shown is left out: that can be done again.
+    How it is meshed and shown is left out: that can be done again. `picture` is of `picture_of`.
     """
-    return {"prompt": prompt, "seed": seed, "recipe": _essence(encode(recipe))}
+    recipe = _essence(encode(recipe))
+    return {"prompt": prompt, "seed": seed, "recipe": recipe, "picture": picture}
 
 
 def answers(record: Mapping, wanted: Mapping) -> str | None:
@@ -189,6 +204,8 @@ def answers(record: Mapping, wanted: Mapping) -> str | None:
     for name in ("prompt", "seed"):
         if own[name] != wanted[name]:
             return f"its {name} is {_short(own[name])}, and {_short(wanted[name])} is asked for"
+    if own.get("picture") != wanted["picture"]:
+        return "it was made from another picture"
     there, here = own["recipe"], wanted["recipe"]
     part = next((k for k in (*here, *there) if here.get(k) != there.get(k)), None)
     return None if part is None else f"it was made with other settings ({part})"

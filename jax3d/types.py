@@ -201,6 +201,8 @@ class AssetState:
     """What the representation keeps beside its parameters; see `fields.base`."""
     guidance: tuple[Params, ...] = ()
     """What the terms' guidances train beside the asset (VSD's LoRA); None for most."""
+    shown: Float[Numbers, "*A n H W 3"] | None = None
+    """Pictures from which its start was made, on their way to people."""
 
 
 Key = jax.Array

@@ -75,7 +75,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def test_the_recipe_of_the_embedded_critic_is_the_default():
-    assert recipes.load(CONFIGS / "props.py") == Recipe()
+    assert recipes.load(CONFIGS / "distil.py") == Recipe()
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,7 @@ def changed(path, value):
     [
         (["field"], {}, r"recipe\.field is None; expected TriplaneConfig or MlpConfig"),
         (["field"], None, r"recipe\.field is None"),
-        (["field", "kind"], "GridConfig", r"recipe\.field is 'GridConfig'"),
+        (["field", "kind"], "HashConfig", r"recipe\.field is 'HashConfig'"),
         (["field", "resolution"], "64", r"recipe\.field\.resolution is '64'; expected int"),
         (["field", "resolution"], 64.0, r"recipe\.field\.resolution is 64\.0; expected int"),
         (["field", "resolution"], True, r"recipe\.field\.resolution is True; expected int"),

@@ -17,10 +17,12 @@ from jax3d.cli import signals, terminal
 COMMANDS = {
     "generate": "Makes 3D assets from prompts: meshes, turntables and a page that shows them.",
     "sweep": "Makes the assets of a manifest, on all devices; goes on where it was killed.",
+    "reconstruct": "Makes 3D assets from pictures, one each.",
     "export": "Makes meshes, pictures and turntables of finished assets again, at other sizes.",
     "sample": "Draws 2D images from the critic alone: one row a prompt, one column a view.",
     "train prior": "Trains the embedded critic; goes on from its own checkpoint.",
     "train native": "Trains the embedded native generator; goes on from its own checkpoint.",
+    "train lrm": "Trains the embedded reconstructor; goes on from its own checkpoint.",
     "train scorer": "Trains the scorer and writes its report card.",
     "configs": "Lists the recipes that ship with the package, for --config.",
 }
@@ -97,7 +99,7 @@ def help_text() -> str:
         [
             "usage: jax3d COMMAND [options]",
             "",
-            "Text to 3D assets in JAX: many at once, in one compiled program.",
+            "Text and pictures to 3D assets in JAX: many at once, in one compiled program.",
             "",
             "commands:",
             *lines,

@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from jax3d import manifest
-from jax3d.bounds import Range
+from jax3d.bounds import NonNegative, Range
 from jax3d.cli import making
 from jax3d.cli.signals import Stop
 from jax3d.manifest import Job
@@ -18,6 +18,9 @@ class Options(making.Making):
 
     prompts: tyro.conf.Positional[tuple[str, ...]] = ()
     """One asset each, for example "a red chair with armrests"."""
+    guidance_scale: tuple[NonNegative, ...] = ()
+    """Of classifier-free guidance, in the recipe's model or else in distillation: with several,
+    each prompt is made with each of them, from the same seed."""
     candidates: Annotated[int, Range(1, 100_000)] = 1
     """Seeds a prompt; the best by the scorer gets a mesh."""
 
@@ -30,7 +33,7 @@ def run(options: Options, stop: Stop) -> int:
 
 
 def jobs_of(options: Options) -> list[Job]:
-    """What is to be made: the candidates of a prompt one after the other.
+    """What is to be made: prompt by prompt, scale by scale, one candidate after the other.
 
     Raises `ValueError` without a prompt, or where the seeds would leave 32 bits.
     """
@@ -38,4 +41,13 @@ def jobs_of(options: Options) -> list[Job]:
         raise ValueError('no prompt: give one or more in quotes, such as "a red chair"')
     prompts = [prompt for prompt in options.prompts for _ in range(options.candidates)]
     seeds = manifest.seeds(options.seed, len(prompts))
-    return [Job(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+    knob = "guidance_scale" if options.recipe.model is None else "model_scale"
+    knobs = [{knob: (scale,)} for scale in options.guidance_scale] or [{}]
+    every = options.candidates
+    groups = range(0, len(prompts), every)
+    return [
+        Job(prompts[k], seeds[k], knobs=own)
+        for first in groups
+        for own in knobs
+        for k in range(first, first + every)
+    ]

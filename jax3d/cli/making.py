@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from jax3d.bounds import Count, Range, Seed
+from jax3d.bounds import Count, Natural, Range, Seed
 from jax3d.cli import cache, terminal
 from jax3d.cli.signals import Stop
 from jax3d.manifest import Job
@@ -33,13 +33,15 @@ class Making:
 
     out: str = "out"
     """Folder of the results, or a gs:// URL. A run that was cut short there goes on."""
-    config: str | None = None
-    """Recipe to start from: the name of a packaged one (`jax3d configs` lists them) or a Python
-    file; other options override it."""
+    config: Annotated[str | None, tyro.conf.arg(aliases=["--recipe"])] = None
+    """Recipe to start from: the name of a packaged one, such as distil or native (`jax3d configs`
+    lists them), or a Python file; other options override it."""
     seed: Seed = 0
     """Of the first asset; the others count on from it."""
     steps: Count | None = None
     """Stretches the recipe's stages to this many steps in all."""
+    refine: Natural | None = None
+    """Steps of distillation on top of what the recipe's model makes."""
     views: Count | None = None
     """Views a step; shorthand for --optimize.views."""
     prior: str = "embedded"
@@ -63,7 +65,8 @@ class Making:
 
     def whole_recipe(self) -> Recipe:
         """The recipe with the shorthands applied."""
-        recipe = self.recipe if self.steps is None else self.recipe.with_steps(self.steps)
+        recipe = self.recipe if self.refine is None else self.recipe.refined(self.refine)
+        recipe = recipe if self.steps is None else recipe.with_steps(self.steps)
         if self.views is None:
             return recipe
         optimize = dataclasses.replace(recipe.optimize, views=self.views)
@@ -92,8 +95,10 @@ def make(
     share = None if share is None else list(share)
     if options.cache:
         cache.turn_on()
-    critic = open_critic(options.prior, options.dtype)
-    terminal.say(f"critic: {critic.name}")
+    recipe = options.whole_recipe()
+    critic = open_critic(options.prior, options.dtype) if recipe.asks_critic else None
+    if critic is not None:
+        terminal.say(f"critic: {critic.name}")
     started = time.perf_counter()
     made = set()
     with terminal.progress(f"{len(jobs)} assets", stop) as shown, stop.patience():
@@ -108,7 +113,7 @@ def make(
 
         try:
             rows = generate(
-                options.whole_recipe(),
+                recipe,
                 critic,
                 jobs,
                 options.out,

@@ -47,7 +47,7 @@ def _config(default: Any, argv: list[str], prog: str) -> str | None:
     So neither a prompt, nor the value of another option, nor anything after `--` is ever run. What
     the parser does not know yet may be an option of the config's own choices.
     """
-    if not any(argument.partition("=")[0] == "--config" for argument in argv):
+    if not any(argument.partition("=")[0] in ("--config", "--recipe") for argument in argv):
         return None
     found, _ = tyro.cli(
         type(default),

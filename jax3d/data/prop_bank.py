@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from jax3d.bounds import Count, Range, Seed
 from jax3d.data import props
+from jax3d.render import sdf
 from jax3d.types import Camera, Key
 
 
@@ -146,6 +147,21 @@ def over_random_ground(key: Key, rgba: UInt8[Array, "n S S 4"]) -> Float[Array, 
     level = jnp.where(jax.random.uniform(k_white, (n,)) < 0.5, 1.0, level)[:, None, None, None]
     rgba = rgba.astype(jnp.float32) / 255.0
     return rgba[..., :3] * rgba[..., 3:] + level * (1.0 - rgba[..., 3:])
+
+
+def draw(key: Key, scenes: sdf.Scene, size: int) -> UInt8[np.ndarray, "n size size 4"]:
+    """A picture of each scene: by cameras all around, or every second as photographs are taken."""
+    k_camera, k_light = jax.random.split(key)
+    n = len(scenes.role)
+    around, photo = (
+        props.sample_cameras(jax.random.fold_in(k_camera, k), n, front_heavy=bool(k))
+        for k in range(2)
+    )
+    every = np.arange(n) % 2
+    camera = jax.tree.map(
+        lambda a, b: jnp.where(every.reshape(-1, *(1,) * (a.ndim - 1)), b, a), around, photo
+    )
+    return np.asarray(_draw(size, scenes, camera, jax.random.split(k_light, n)))
 
 
 def ground_truth(

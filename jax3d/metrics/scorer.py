@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jax3d import weights
 from jax3d.data import prop_shapes, props
@@ -61,6 +61,14 @@ def _embed(params: Params, rgb: Array, ids: Array, bins: int):
     config = ScorerConfig(azimuth_bins=bins)
     logits, azimuth = Scorer(config).apply({"params": params}, rgb, ids)
     return logits / jnp.exp(jnp.minimum(params["log_scale"], 4.6)), azimuth
+
+
+def similarity(
+    params: Params, rgb: Float[Array, "n H W 3"], ids: Int[Array, "c L"]
+) -> Float[Array, "n c"]:
+    """How near pictures are to captions, given as word ids: cosines of their embeddings."""
+    rgb = jax.image.resize(rgb, (len(rgb), SIZE, SIZE, 3), "linear")
+    return _embed(params, rgb, ids, params["image"]["azimuth"]["bias"].shape[0])[0]
 
 
 def judge(

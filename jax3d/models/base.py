@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from jaxtyping import Array
+
 from jax3d.fields.base import Representation
 from jax3d.knobs import Knobs
 from jax3d.types import Key, Params, Prompt
@@ -37,3 +39,6 @@ class Model(NamedTuple):
     """What it is and where it came from, for people"""
     digest: str
     """Of its weights and their types: two models with one digest make the same assets"""
+    show: Callable[[Latent], Array] | None = None
+    """`show(z) -> [n, H, W, 3]`, the pictures that it works from, sRGB in [0, 1]; None where there
+    are none"""

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +17,36 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax3d import weights
+from jax3d.bounds import Count, Text
 from jax3d.data import prop_fields, props
 from jax3d.fields.grid import GridConfig, grid
 from jax3d.models import props_latents
 from jax3d.models.base import Model
 from jax3d.models.props_latents import PAINT_NUMBERS, Codec
 from jax3d.nn.props_flow import FlowConfig, PropsFlow
+from jax3d.priors.base import Critic
 from jax3d.types import Cond, Condition, Key, Params, Prompt
 
 NAME = "embedded native generator"
 WEIGHTS = Path(__file__).parent / "weights" / "native.safetensors"
 STEPS = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class NativeConfig:
+    """The embedded native generator in a recipe."""
+
+    steps: Count = STEPS
+    """Of the sampler."""
+    weights: Text = ""
+    """Path of weights that `jax3d train native` wrote; by default those that ship."""
+
+    asks_critic: ClassVar[bool] = False
+
+    def build(self, critic: Critic | None) -> Model:
+        """Opens it; raises `WeightsError` as `load` does."""
+        del critic
+        return open_model(self.weights or WEIGHTS, self.steps)
 
 
 def init(key: Key, config: FlowConfig, components: int) -> Params:
@@ -198,7 +217,7 @@ def open_model(path: Path | str = WEIGHTS, steps: int = STEPS) -> Model:
         return jax.random.normal(key, (components + PAINT_NUMBERS,))
 
     def take(params, z, i, cond, knobs):
-        return advance(params, z, i, cond, knobs.guidance_scale.at(i), config, steps)
+        return advance(params, z, i, cond, knobs.model_scale.at(i), config, steps)
 
     return Model(
         representation=grid(GridConfig(props_latents.RESOLUTION, prop_fields.HALF)),

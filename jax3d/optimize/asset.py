@@ -46,6 +46,7 @@ class AssetConfig:
     views: Annotated[int, Range(1, 4096)] = 4
     """Views rendered a step."""
     stages: tuple[StageConfig, ...] = (StageConfig(200, 32), StageConfig(80, 64))
+    """None at all leaves an asset as a recipe's model makes it."""
     rate: NonNegative = 0.01
     """Learning rate of Adam."""
     rates: tuple[tuple[str, NonNegative], ...] = ()
@@ -63,7 +64,7 @@ class AssetConfig:
     def mistake(self) -> str | None:
         """What does not fit together, for `bounds.check`."""
         steps = sum(stage.steps for stage in self.stages)
-        if not 1 <= steps <= INT32:
+        if self.stages and not 1 <= steps <= INT32:
             return f"stages take {steps} steps in all; expected from 1 to {INT32}"
         if self.views % self.camera.group:
             return (
@@ -110,7 +111,9 @@ def stages(
     """An optimisation as the engine runs it: moments and step count go on from stage to stage."""
 
     def begin(task: Task, left: Left | None) -> AssetState:
-        return optimizer.init(task.knobs, None if left is None else left.params)
+        if left is None:
+            return optimizer.init(task.knobs)
+        return optimizer.init(task.knobs, left.params).replace(shown=left.shown)
 
     def go_on(task: Task, left: Left) -> AssetState:
         del task
@@ -125,7 +128,7 @@ def stages(
             start=begin if i == 0 else go_on,
             step=step,
             steps=steps,
-            result=lambda state, shared: Left(state.params, state),
+            result=lambda state, shared: Left(state.params, state, state.shown),
             shared=shared,
             watch="residual_norm" if i == len(config.stages) - 1 else None,
         )
@@ -196,8 +199,8 @@ def make(representation: Representation, terms: Sequence[Term], config: AssetCon
         params, adapted, memory = representation.adapt(
             params, opt_state[0], state.memory, gradient[0], state.step, adapt_key
         )
-        state = AssetState(state.step + 1, params, (adapted, opt_state[1]), memory, own)
-        return state, metrics
+        opt_state = (adapted, opt_state[1])
+        return AssetState(state.step + 1, params, opt_state, memory, own, state.shown), metrics
 
     return Optimizer(init, step)
 

@@ -119,6 +119,8 @@ class Outcome(NamedTuple):
     track: Track
     params: Params
     """What its last stage left, on the host."""
+    shown: np.ndarray | None = None
+    """Pictures from which it was made, `[n, H, W, 3]`."""
 
 
 class Report(NamedTuple):
@@ -397,8 +399,9 @@ class _Run:
         if track.status == "running":
             self.waiting[track.stage].append((track, state))
             return
-        params = jax.device_get(self.program.result(track.stage, state).params)
-        future = self.writers.submit(self.finished, Outcome(track, params))
+        left = jax.device_get(self.program.result(track.stage, state))
+        outcome = Outcome(track, left.params, left.shown)
+        future = self.writers.submit(self.finished, outcome)
         self.finishing[track.index] = (track, jax.device_get(state), future)
 
     def advance(self, stage: int) -> None:

@@ -38,6 +38,8 @@ class Left(NamedTuple):
     """Of the stage's representation; without one, pictures or latents."""
     rest: Any = None
     """What only a next stage of the same kind can use, such as an optimiser's moments."""
+    shown: Array | None = None
+    """Pictures from which it was made, `[n, H, W, 3]` sRGB in [0, 1]: they go on to people."""
 
 
 Start = Callable[[Task, Left | None], State]
@@ -96,9 +98,18 @@ def as_stage(model: Model) -> Stage:
         return Sampling(state.step + 1, z), {}
 
     def result(state: Sampling, shared) -> Left:
-        return Left(model.decode(shared, state.z))
+        shown = None if model.show is None else model.show(state.z)
+        return Left(model.decode(shared, state.z), shown=shown)
 
     return Stage(model.representation, start, step, model.steps, result, model.params)
+
+
+def told(stage: Stage, part: int) -> Stage:
+    """The same stage in a recipe whose condition is a tuple, of which it is told one part."""
+    return stage._replace(
+        start=lambda task, left: stage.start(task._replace(cond=task.cond[part]), left),
+        step=lambda state, shared, cond, knobs: stage.step(state, shared, cond[part], knobs),
+    )
 
 
 def starting_from(stages: Sequence[Stage], params: Params) -> tuple[Stage, ...]:

@@ -24,7 +24,10 @@ Method = Literal["ddim", "ddpm", "euler"]
 """How noise becomes a picture, in place of the critic's own way."""
 
 Sample = Callable[..., Float[Array, "v S S 3"]]
-"""`sample(key, prompt, Camera[v], negative="") -> rgb` in [0, 1]."""
+"""`sample(key, prompt, Camera[v]) -> rgb` in [0, 1]."""
+
+Draw = Callable[[Params, Key, Cond, Cond, Camera], Float[Array, "v S S 3"]]
+"""`draw(params, key, text[v], null[v], Camera[v]) -> rgb` in [0, 1]."""
 
 
 def sampler(
@@ -53,21 +56,8 @@ def sampler(
         sampler is not supported; from the returned function: it cannot read the prompt, or views
         are not in the critic's groups.
     """
-    prior = critic.prior
-    mode = mode or ("camera" if prior.reads_camera else "text")
-    if mode == "camera" and not prior.reads_camera:
-        raise ValueError("this critic is not told cameras: ask it by words or by the text")
-    chosen = _own(critic, steps) if method is None else _method(critic, steps, method)
-    one_noise = mode != "text" and prior.views == 1
-
-    @jax.jit
-    def draw(params, key: Key, text: Cond, null: Cond, camera: Camera):
-        noise = _noise(prior, params, key, len(camera.fovy), one_noise)
-        told = camera if mode == "camera" else None
-        denoise = _guided(prior, params, text, null, told, guidance_scale)
-        fresh = {"key": jax.random.fold_in(key, 1)} if chosen.stochastic else {}
-        z = chosen.sample(denoise, chosen.start * noise, chosen.grid, **fresh)
-        return jnp.clip(prior.decode(params, z), 0.0, 1.0)
+    prior, draw = critic.prior, jax.jit(drawer(critic, mode, guidance_scale, steps, method))
+    mode = mode or _natural(prior)
 
     def sample(key: Key, prompt: Prompt, camera: Camera) -> Float[Array, "v S S 3"]:
         views = len(camera.fovy)
@@ -87,6 +77,36 @@ def sampler(
         return draw(critic.params, key, text, repeat(cond.null), camera)
 
     return sample
+
+
+def drawer(
+    critic: Critic,
+    mode: Mode | None = None,
+    guidance_scale: float = 3.0,
+    steps: int = 40,
+    method: Method | None = None,
+) -> Draw:
+    """The pure function that `sampler` compiles; arguments and errors are those of `sampler`."""
+    prior = critic.prior
+    mode = mode or _natural(prior)
+    if mode == "camera" and not prior.reads_camera:
+        raise ValueError("this critic is not told cameras: ask it by words or by the text")
+    chosen = _own(critic, steps) if method is None else _method(critic, steps, method)
+    one_noise = mode != "text" and prior.views == 1
+
+    def draw(params, key: Key, text: Cond, null: Cond, camera: Camera):
+        noise = _noise(prior, params, key, len(camera.fovy), one_noise)
+        told = camera if mode == "camera" else None
+        denoise = _guided(prior, params, text, null, told, guidance_scale)
+        fresh = {"key": jax.random.fold_in(key, 1)} if chosen.stochastic else {}
+        z = chosen.sample(denoise, chosen.start * noise, chosen.grid, **fresh)
+        return jnp.clip(prior.decode(params, z), 0.0, 1.0)
+
+    return draw
+
+
+def _natural(prior: Prior) -> Mode:
+    return "camera" if prior.reads_camera else "text"
 
 
 def _noise(prior: Prior, params: Params, key: Key, views: int, one: bool):

@@ -72,7 +72,7 @@ def test_a_config_in_the_wrong_place_is_refused(evil, capsys, argv):
     [
         ["generate", "--config=evil.py"],
         ["generate", "a red chair", "--config", "evil.py"],
-        ["generate", "--config", "props", "a red chair", "--config", "evil.py"],
+        ["generate", "--config", "distil", "a red chair", "--config", "evil.py"],
         ["sweep", "--config", "./evil.py", "jobs.csv"],
         ["train", "prior", "--config", "evil.py"],
         ["train", "scorer", "--config=evil.py"],
@@ -122,7 +122,7 @@ def test_bytes_that_are_no_python_are_told(tmp_path, capsys):
 
 
 def test_packaged_recipes_go_by_name():
-    assert recipe.load("props") == Recipe()
+    assert recipe.load("distil") == Recipe()
     assert isinstance(recipe.load("prior_cpu", PriorTraining), PriorTraining)
     _, options = cli.parse(["generate", "a cat", "--config", "mvdream"])
     assert options.recipe.optimize.camera.group == 4
@@ -139,22 +139,22 @@ def test_a_name_that_is_none_is_told_with_the_nearest(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"config nowhere/mine\.py: there is no such file"):
         recipe.load("nowhere/mine.py")
     # A file of a packaged recipe's name is meant where its path is given.
-    (tmp_path / "props").write_text("raise ValueError('mine')\n")
-    assert recipe.load("props") == Recipe()
+    (tmp_path / "distil").write_text("raise ValueError('mine')\n")
+    assert recipe.load("distil") == Recipe()
     with pytest.raises(ValueError, match="mine"):
         recipe.load("./props")
 
 
 def test_a_recipe_of_another_kind_is_told():
     with pytest.raises(ValueError, match=r"defines no `recipe` that is a jax3d\.train\.prior"):
-        recipe.load("props", PriorTraining)
+        recipe.load("distil", PriorTraining)
 
 
 def test_configs_lists_every_file_with_its_first_line(capsys):
     assert cli.main(["configs"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(config_files.packaged())
-    assert {"props", "dreamfusion_sd", "mvdream", "prior_gpu"} <= set(config_files.packaged())
+    assert {"distil", "dreamfusion_sd", "mvdream", "prior_gpu"} <= set(config_files.packaged())
     for line in lines:
         name, about = line.split(maxsplit=1)
         assert about.endswith(".")

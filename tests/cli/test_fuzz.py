@@ -25,7 +25,7 @@ OPTIONS = [
 VALUES = [
     "0", "1", "-1", "2", "1e3", "1e999", "nan", "inf", "-inf", "1_000", "0x10", "4294967295",
     "4294967296", "9" * 5000, "True", "None", "none", "embedded", "float32", "vmap", "camera",
-    "ddim", "props", "porps", "evil.py", "out", "/dev/null", "0.5", "a=b", "''", "", " ", "\n",
+    "ddim", "distil", "distli", "evil.py", "out", "/dev/null", "0.5", "a=b", "''", "", " ", "\n",
     "\x00", "\udcff", "\ud800", "\u00e9", "\U0001f697", "[red]", "[/]", "{}", "()", "\\", "%s",
     "*", "~", "$HOME", "--config=nowhere", "-5", "a red chair",
 ]

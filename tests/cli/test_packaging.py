@@ -92,8 +92,8 @@ def test_the_command_works_from_an_unpacked_wheel(built, tmp_path):
         return done.stdout
 
     assert run("-c", where).startswith(str(site))
-    assert "props" in run("-m", "jax3d", "configs")
-    assert "--knobs.lr" in run("-m", "jax3d", "generate", "--config", "props", "--help")
+    assert "distil" in run("-m", "jax3d", "configs")
+    assert "--knobs.lr" in run("-m", "jax3d", "generate", "--config", "distil", "--help")
     assert "--batch" in run("-m", "jax3d", "train", "prior", "--config", "prior_gpu", "--help")
 
 

@@ -8,43 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_models import COMPONENTS, FEATURES, FLOW, fresh, native, write_native
 from toys import knobs, stack
 
 from jax3d import weights
 from jax3d.data import props
 from jax3d.models import props_native
 from jax3d.models.props_latents import PAINT_NUMBERS
-from jax3d.nn.props_flow import FlowConfig
 from jax3d.types import Prompt
 
-TINY = FlowConfig(width=8, hidden=16, blocks=1, embedding=8, frequencies=2)
-COMPONENTS, FEATURES, STEPS = 5, 12, 6
-
-
-def fresh():
-    init = jax.jit(props_native.init, static_argnums=(1, 2))
-    return init(jax.random.key(0), TINY, COMPONENTS)
-
-
-def tiny():
-    """Weights of a toy size, none of them zero."""
-    params = fresh()
-    params["codec"] = props_native.codec_like(COMPONENTS, FEATURES)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    filled = [
-        (0.3 * jax.random.normal(k, x.shape)).astype(x.dtype) if x.dtype == jnp.float32 else x
-        for k, x in zip(keys, leaves, strict=True)
-    ]
-    params = tree.unflatten(filled)
-    spread = jnp.linspace(2.0, 0.2, COMPONENTS)
-    return {**params, "codec": params["codec"]._replace(spread=spread)}
+STEPS = 6
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    props_native.save(path, tiny(), TINY)
+    path = write_native(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
     return props_native.open_model(path, STEPS)
 
 
@@ -84,7 +62,7 @@ def test_a_negative_prompt_takes_the_place_of_nothing(model):
 def test_a_batch_is_each_alone(model):
     texts = ["a red chair", "a blue mug", "a striped pink cat"]
     conds = stack([model.condition(Prompt(t)) for t in texts])
-    numbers = stack([knobs(k, guidance_scale=1.0 + k) for k in range(3)])
+    numbers = stack([knobs(k, model_scale=1.0 + k) for k in range(3)])
     run = functools.partial(sample, model)
     together = jax.jit(jax.vmap(run))(conds, numbers)
     one = jax.jit(run)
@@ -97,7 +75,7 @@ def test_a_batch_is_each_alone(model):
 
 @pytest.mark.parametrize("stop", range(1, STEPS))
 def test_sampling_goes_on_from_any_step(model, stop):
-    cond, number = model.condition(Prompt("a teal boat")), knobs(4, guidance_scale=3.0)
+    cond, number = model.condition(Prompt("a teal boat")), knobs(4, model_scale=3.0)
     take = jax.jit(functools.partial(model.advance, model.params))
     whole = z = model.begin(jax.random.key(number.seed), cond)
     for i in range(STEPS):
@@ -113,14 +91,12 @@ def test_sampling_goes_on_from_any_step(model, stop):
 def test_the_last_step_lands_on_the_guided_prediction(model):
     cond, scale = model.condition(Prompt("a teal boat")), 2.5
     z = model.begin(jax.random.key(0), cond)
-    landed = model.advance(
-        model.params, z, jnp.int32(STEPS - 1), cond, knobs(0, guidance_scale=scale)
-    )
+    landed = model.advance(model.params, z, jnp.int32(STEPS - 1), cond, knobs(0, model_scale=scale))
     spread, t = props_native.spreads(model.params["codec"]), jnp.float32(1 / STEPS)
 
     def predict(tokens):
         return props_native.predict(
-            model.params["flow"], TINY, spread, z, t, props_native.gist(tokens)
+            model.params["flow"], FLOW, spread, z, t, props_native.gist(tokens)
         )
 
     told, untold = predict(cond.plain.tokens), predict(cond.null.tokens)
@@ -134,18 +110,18 @@ def test_an_untrained_network_guesses_as_a_gaussian(t):
     params = fresh()
     spread = jnp.linspace(2.0, 0.2, COMPONENTS + PAINT_NUMBERS)
     z_t = jax.random.normal(jax.random.key(1), spread.shape)
-    x0 = props_native.predict(params["flow"], TINY, spread, z_t, jnp.float32(t), jnp.zeros((8, 8)))
+    x0 = props_native.predict(params["flow"], FLOW, spread, z_t, jnp.float32(t), jnp.zeros(8))
     a = 1 - t
     want = a * spread**2 / ((a * spread) ** 2 + t**2) * z_t
     np.testing.assert_allclose(x0, want, rtol=1e-5, atol=1e-6)
 
 
 def test_weights_come_back(tmp_path):
-    params = tiny()
+    params = native()
     path = tmp_path / "tiny.safetensors"
-    props_native.save(path, params, TINY)
+    props_native.save(path, params, FLOW)
     found = props_native.load(path)
-    assert props_native.read_config(path) == (TINY, COMPONENTS, FEATURES)
+    assert props_native.read_config(path) == (FLOW, COMPONENTS, FEATURES)
     np.testing.assert_allclose(found["words"], params["words"], rtol=1e-3)
     np.testing.assert_array_equal(found["codec"].basis, params["codec"].basis)
 
@@ -153,7 +129,7 @@ def test_weights_come_back(tmp_path):
 @pytest.mark.parametrize("damage", ["missing", "cut", "other network", "no description"])
 def test_damaged_weights_are_an_error_that_names_the_file(tmp_path, damage):
     path = tmp_path / "tiny.safetensors"
-    props_native.save(path, tiny(), TINY)
+    props_native.save(path, native(), FLOW)
     match damage:
         case "missing":
             path.unlink()
@@ -175,7 +151,7 @@ def test_the_shipped_weights():
     spec = next(s for s in props.specs() if props.is_held_out(s))
     cond = model.condition(Prompt(props.caption(spec)))
     made = jax.jit(lambda knobs: model.decode(model.params, sample(model, cond, knobs)))
-    field = made(knobs(0, guidance_scale=1.0))
+    field = made(knobs(0, model_scale=1.0))
     like = jax.eval_shape(model.representation.init, jax.random.key(0))
     assert jax.tree.map(jnp.shape, field) == jax.tree.map(jnp.shape, like)
     solid = np.mean(np.asarray(field["sdf"]) < 0)

@@ -1,8 +1,0 @@
-"""Assets from the embedded critic, in minutes on a laptop.
-
-jax3d generate "a red chair with armrests" "a striped green mug" --config props
-"""
-
-from jax3d.recipe import Recipe
-
-recipe = Recipe()
