@@ -6,6 +6,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jax3d import weights
 from jax3d.data import prop_bank, props
@@ -55,6 +56,7 @@ def test_prior_training_goes_on_from_its_checkpoint(tmp_path):
     assert leaves_equal(whole, weights.load_tree(checkpoint, like))
 
 
+@pytest.mark.slow
 def test_prior_training_starts_from_given_weights(tmp_path):
     given = critic.init(jax.random.key(5), TINY.network)
     critic.save(tmp_path / "given.safetensors", given, TINY.network)
@@ -98,6 +100,7 @@ def test_a_caption_is_true_of_all_that_it_fits():
     ]
 
 
+@pytest.mark.slow
 def test_scorer_training_writes_weights_and_report_card(tmp_path):
     config = scorer_training.ScorerTraining(
         renders=prop_bank.BankConfig(24, seed=1),
