@@ -1,6 +1,6 @@
 """How good are the assets? One fixed recipe over held-out prompts, beside the scorer's ceiling.
 
-    python benchmarks/quality.py [--prompts FILE] [--json FILE] [--out DIR] [--config FILE]
+    python benchmarks/quality.py [--config native] [--refine 50] [--prompts FILE] [--json FILE]
 
 The ceiling is what the scorer makes of ground-truth renders of the same prompts from the same
 cameras. `--prompts` takes one prompt a line, in words of the prop world.
@@ -29,6 +29,8 @@ from jax3d.priors import embedded
 
 HERE = Path(__file__).parent
 CEILING_SEEDS = range(500, 504)
+SPENT = ("device", "finish")
+"""What the ledger has the seconds of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,10 @@ class Args:
     json: Path | None = None
     """Where to write the figures."""
     out: Path = Path("out/quality")
-    config: Path | None = None
+    config: str = "distil"
+    """Of `configs/`, by name, or a file."""
+    refine: int | None = None
+    """Steps of distillation on top of what the recipe's model makes."""
     prior: Path = embedded.WEIGHTS
     slots: int = 4
     """Assets in one program."""
@@ -74,8 +79,10 @@ def main(args: Args) -> None:
     """Prints the table."""
     jax.config.update("jax_num_cpu_devices", args.cpu_devices)
     prompts, specs = read_prompts(args.prompts)
-    recipe = recipes.load(args.config) if args.config else recipes.Recipe()
-    critic, judge = embedded.open(args.prior), scorer.load()
+    recipe = recipes.load(args.config)
+    recipe = recipe if args.refine is None else recipe.refined(args.refine)
+    critic = embedded.open(args.prior) if recipe.asks_critic else None
+    judge = scorer.load()
     console = Console()
     around = camera.around(8, recipe.pictures.elevation)
     jobs = [Job(p, args.seed + k) for k, p in enumerate(prompts)]
@@ -102,12 +109,15 @@ def main(args: Args) -> None:
     psnr = [row.get("mesh_psnr", float("nan")) for row in rows]
     console.print(table)
     console.print(f"GLB against field, PSNR over 8 views: {np.nanmean(psnr):.1f} dB")
+    spent = {kind: np.mean([row[f"{kind}_seconds"] for row in rows]) for kind in SPENT}
+    console.print("seconds an asset: " + ", ".join(f"{k} {s:.2f}" for k, s in spent.items()))
     if args.json:
         figures = {
             "assets": assets._asdict(),
             "ceiling": ceiling._asdict(),
             "mesh_psnr": psnr,
             "prompts": prompts,
+            "an_asset": spent,
             "seconds": time.perf_counter() - started,
             "versions": versions(),
         }

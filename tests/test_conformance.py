@@ -3,13 +3,18 @@
 A new member joins by one line in its table.
 """
 
+import tempfile
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_models import write_lrm, write_native
 from toys import knobs, optimizer, pages, run_block, sampler, shot, stack
 
 from jax3d.camera import orbit
+from jax3d.fields.grid import GridConfig, grid
 from jax3d.fields.mlp import MlpConfig, mlp
 from jax3d.fields.triplane import TriplaneConfig, triplane
 from jax3d.guidance.csd import csd
@@ -19,7 +24,7 @@ from jax3d.guidance.nfsd import nfsd
 from jax3d.guidance.score import ScoreConfig
 from jax3d.guidance.sds import SDSConfig, sds
 from jax3d.guidance.vsd import SecondCritic, vsd
-from jax3d.models import lrm, openlrm, triposr
+from jax3d.models import lrm, openlrm, props_lrm, props_native, triposr
 from jax3d.models.base import Model
 from jax3d.nn.dino import DinoConfig
 from jax3d.optimize import asset, engine
@@ -73,6 +78,7 @@ REPRESENTATIONS = {
         TriplaneConfig(resolution=8, channels=2, levels=2, hidden=4, coarse=4, samples=4)
     ),
     "mlp": mlp(MlpConfig(frequencies=2, hidden=4, blocks=1, coarse=4, samples=4)),
+    "grid": grid(GridConfig(resolution=6, beta=0.1, samples=6)),
 }
 PRIORS = {
     "gaussian": (gaussian(SIZE), GaussianData(IMAGES[0], jnp.float32(0.1))),
@@ -110,8 +116,15 @@ ENCODER = DinoConfig(
     num_attention_heads=2,
     intermediate_size=8,
 )
+with tempfile.TemporaryDirectory() as _folder:
+    NATIVE = props_native.open_model(write_native(Path(_folder) / "native.safetensors"), 3)
+    RECONSTRUCTOR = props_lrm.open_model(write_lrm(Path(_folder) / "lrm.safetensors"), 3)
 MODELS = {
     "toy": sampler(),
+    "native": NATIVE._replace(
+        condition=lambda prompt: NATIVE.condition(prompt._replace(image=None))
+    ),
+    "reconstructor": RECONSTRUCTOR,
     "triposr": feed_forward(triposr.design(TRIPOSR, encoder=ENCODER)),
     "openlrm": feed_forward(openlrm.design(OPENLRM, encoder=ENCODER)),
 }
@@ -138,23 +151,23 @@ priors = pytest.mark.parametrize(("prior", "weights"), PRIORS.values(), ids=PRIO
 guidances = pytest.mark.parametrize("guidance", GUIDANCES.values(), ids=GUIDANCES.keys())
 
 
-def assert_close(a, b):
+def assert_close(a, b, atol=1e-5):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=atol)
 
 
 def assert_finite(tree):
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(tree))
 
 
-def assert_vmap_is_a_loop(f, batched):
+def assert_vmap_is_a_loop(f, batched, atol=1e-5):
     """`f` over the leading axis of its arguments, at once and one by one; one trace each."""
     at_once = jax.jit(jax.vmap(f))(*batched)
     single = jax.jit(f)
     count = len(jax.tree.leaves(batched)[0])
     each = [single(*jax.tree.map(lambda x, i=i: x[i], batched)) for i in range(count)]
     assert single._cache_size() == 1
-    assert_close(at_once, stack(each))
+    assert_close(at_once, stack(each), atol)
     assert_finite(at_once)
     return at_once
 
@@ -221,7 +234,7 @@ def test_prior(prior, weights):
 def test_model(model):
     keys = jax.random.split(jax.random.key(0), 2)
     conds = stack([model.condition(PROMPTS[k]) for k in (0, 2)])
-    numbers = stack([knobs(1, guidance_scale=3.0), knobs(2, guidance_scale=(1.0))])
+    numbers = stack([knobs(1, model_scale=3.0), knobs(2, model_scale=1.0)])
 
     def make(key, cond, knobs):
         z = model.begin(key, cond)
@@ -234,7 +247,8 @@ def test_model(model):
         size = (SIZE, SIZE)
         return params, model.representation.render(params, None, CAMERAS, Look.albedo(), size)
 
-    params, render = assert_vmap_is_a_loop(make, (keys, conds, numbers))
+    # Labels are sharpened by a power: random weights make the last digits of some cells large.
+    params, render = assert_vmap_is_a_loop(make, (keys, conds, numbers), atol=2e-4)
     assert render.rgb.shape == (2, 2, SIZE, SIZE, 3)
     like = jax.eval_shape(model.representation.init, keys[0])
     assert jax.tree.structure(params) == jax.tree.structure(like)
@@ -251,7 +265,7 @@ def test_a_model_is_a_stage_that_can_be_stopped_at_any_step(model, tmp_path):
         def keep(outcome):
             found[outcome.track.index] = (outcome.track.status, jax.tree.leaves(outcome.params))
 
-        task = lambda k: Task(conds[k], knobs(k, guidance_scale=2.0), (model.steps,))  # noqa: E731
+        task = lambda k: Task(conds[k], knobs(k, model_scale=2.0), (model.steps,))  # noqa: E731
         config = EngineConfig(block=2, slots=2)
         engine.run([stage], task, indices, keep, config=config, stop=stop, **where)
         return found
@@ -301,7 +315,13 @@ def test_guidance(guidance):
     assert metrics["residual_norm"].shape == (2,)
 
 
-@representations
+@pytest.mark.parametrize(
+    "rep",
+    [
+        pytest.param(rep, id=name, marks=[pytest.mark.slow] * (name == "grid"))
+        for name, rep in REPRESENTATIONS.items()
+    ],
+)
 @priors
 def test_a_sweep_of_knobs_is_one_program(rep, prior, weights):
     config = AssetConfig(views=2, camera=asset.CameraConfig())

@@ -132,7 +132,7 @@ def sampler(steps: int = 6, size: int = 4) -> Model:
         return jax.random.normal(key, (3,)) + 0.0 * cond
 
     def advance(params, z, i, cond, knobs):
-        wanted = params["scale"] * cond * knobs.guidance_scale.at(i)
+        wanted = params["scale"] * cond * knobs.model_scale.at(i)
         return z + (wanted - z) / (steps - i)
 
     def decode(params, z):
