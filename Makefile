@@ -2,6 +2,7 @@
 # PYTHON=python3.12 picks another interpreter; EXTRAS=cuda adds GPU wheels of jax.
 PYTHON ?= python3
 EXTRAS ?=
+PROMPTS := "a red chair with armrests" "a snowman with a blue scarf"
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -9,7 +10,8 @@ READY := $(VENV)/.ready
 .PHONY: demo test test-slow lint quality clean
 
 demo: $(READY)
-	$(BIN)/jax3d generate "a red chair with armrests" "a snowman with a blue scarf" --out out
+	$(BIN)/jax3d generate $(PROMPTS) --recipe native --out out/native
+	$(BIN)/jax3d generate $(PROMPTS) --recipe distil --out out/distil
 
 test: lint
 	$(BIN)/pytest -q -n 2 --dist loadfile

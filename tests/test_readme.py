@@ -12,8 +12,8 @@ def test_the_library_example_ends_in_meshes_on_disk(tmp_path, monkeypatch, capsy
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
     monkeypatch.chdir(tmp_path)
-    assert "with_steps(20)" in code
-    exec(code.replace("with_steps(20)", "with_steps(4)"), {})
+    assert "refined(20)" in code
+    exec(code.replace("refined(20)", "refined(2)"), {})
     told = capsys.readouterr().out.splitlines()
     assert [" done " in line for line in told] == [True, True]
     for line in told:
