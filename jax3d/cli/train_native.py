@@ -1,35 +1,9 @@
 """`jax3d train native`."""
 
-import dataclasses
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
+from functools import partial
 
-import tyro
-
-from jax3d.cli import cache, terminal
-from jax3d.cli.signals import Stop
+from jax3d.cli import training
 from jax3d.train.native import NativeTraining, train
 
-
-@dataclass(frozen=True)
-class Options:
-    """Trains the embedded native generator; goes on from its own checkpoint."""
-
-    out: Path = Path("runs/native")
-    config: str | None = None
-    """Recipe to start from, such as native_cpu (`jax3d configs` lists them) or a Python file."""
-    cache: bool = True
-    """Keep compiled programs in the user's cache folder, for the next run."""
-    recipe: Annotated[NativeTraining, tyro.conf.arg(name="")] = dataclasses.field(
-        default_factory=NativeTraining
-    )
-
-
-def run(options: Options, stop: Stop) -> int:
-    """Trains; what is lost by a signal is what came after the last checkpoint."""
-    del stop
-    if options.cache:
-        cache.turn_on()
-    train(options.recipe, options.out, terminal.say)
-    return 0
+Options = training.options("native", NativeTraining)
+run = partial(training.run, train=train)

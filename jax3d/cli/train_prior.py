@@ -1,35 +1,9 @@
 """`jax3d train prior`."""
 
-import dataclasses
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
+from functools import partial
 
-import tyro
-
-from jax3d.cli import cache, terminal
-from jax3d.cli.signals import Stop
+from jax3d.cli import training
 from jax3d.train.prior import PriorTraining, train
 
-
-@dataclass(frozen=True)
-class Options:
-    """Trains the embedded critic; goes on from its own checkpoint."""
-
-    out: Path = Path("runs/prior")
-    config: str | None = None
-    """Recipe to start from, such as prior_gpu (`jax3d configs` lists them) or a Python file."""
-    cache: bool = True
-    """Keep compiled programs in the user's cache folder, for the next run."""
-    recipe: Annotated[PriorTraining, tyro.conf.arg(name="")] = dataclasses.field(
-        default_factory=PriorTraining
-    )
-
-
-def run(options: Options, stop: Stop) -> int:
-    """Trains; what is lost by a signal is what came after the last checkpoint."""
-    del stop
-    if options.cache:
-        cache.turn_on()
-    train(options.recipe, options.out, terminal.say)
-    return 0
+Options = training.options("prior", PriorTraining)
+run = partial(training.run, train=train)

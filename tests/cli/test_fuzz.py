@@ -94,8 +94,8 @@ def exit_code(argv):
 @pytest.mark.parametrize("value", ["-1", "4294967296", "9" * 40, "nan", "1.5", ""])
 def test_seeds_are_uint32_in_every_command(tmp_path, monkeypatch, capsys, command, value):
     monkeypatch.chdir(tmp_path)
-    for module in ("train_prior", "train_scorer"):
-        monkeypatch.setattr(f"jax3d.cli.{module}.train", lambda *_: pytest.fail("it trains"))
+    for name in ("prior", "scorer", "native", "lrm"):
+        monkeypatch.setattr(f"jax3d.cli.train_{name}.run", lambda *_: pytest.fail("it trains"))
     assert exit_code([*command.split(), f"--seed={value}"]) == 2
     told = capsys.readouterr().err
     assert "--seed" in told
