@@ -7,6 +7,7 @@ an interpolation, and a sharpening of the labels: colours come from a palette an
 more than a cell. Letters: n objects, F features, d components, L labels, r points of the grid.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -122,6 +123,29 @@ def encode_shape(codec: Codec, values: UInt8[Numbers, "*n F"]) -> Float[Array, "
     basis = codec.basis.astype(jnp.float32)
     # Rows are orthogonal: the transpose inverts, but for their lengths.
     return (x @ basis.T) / (codec.scale * jnp.sum(basis**2, -1))
+
+
+def encode_objects(
+    shapes: list[tuple[str, str]],
+    seed: int,
+    codec: Codec,
+    report: Callable[[int], None] = lambda done: None,
+) -> Float[np.ndarray, "n d"]:
+    """The components, without paints, of the objects that `prop_fields.build` makes of these.
+
+    `report` is called with the number of objects done.
+    """
+    encode = jax.jit(
+        lambda codec, scene, labels: encode_shape(
+            codec, flatten(*prop_fields.describe(scene, labels))[codec.cells]
+        )
+    )
+    objects, rows = prop_fields.build(shapes, seed), []
+    for n in range(len(shapes)):
+        report(n)
+        one = jax.tree.map(lambda leaf, n=n: leaf[n], objects)
+        rows.append(np.asarray(encode(codec, *one)))
+    return np.stack(rows)
 
 
 def paint_latents(paints: Float[Numbers, "*n 3 3"]) -> Float[Numbers, "*n 9"]:

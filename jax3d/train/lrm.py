@@ -109,23 +109,6 @@ def open_bank(
     return Bank(np.load(folder / "latents.npy"), pictures, labels["boxes"], labels["spec"])
 
 
-def encode_objects(
-    shapes: list[tuple[str, str]], seed: int, codec: Codec, report: Callable[[int], None]
-) -> Float[np.ndarray, "n d"]:
-    """The latents, without paints, of the objects that `prop_fields.build` makes of these."""
-    encode = jax.jit(
-        lambda codec, scene, labels: props_latents.encode_shape(
-            codec, props_latents.flatten(*prop_fields.describe(scene, labels))[codec.cells]
-        )
-    )
-    objects, rows = prop_fields.build(shapes, seed), []
-    for n in range(len(shapes)):
-        report(n)
-        one = jax.tree.map(lambda leaf, n=n: leaf[n], objects)
-        rows.append(np.asarray(encode(codec, *one)))
-    return np.stack(rows)
-
-
 def _encode(config: PicturesConfig, codec: Codec, report) -> Float[np.ndarray, "n d"]:
     shapes = list(SHAPES) * config.each
 
@@ -133,7 +116,7 @@ def _encode(config: PicturesConfig, codec: Codec, report) -> Float[np.ndarray, "
         if n % (5 * len(SHAPES)) == 0:
             report(f"objects: {n} of {len(shapes)}")
 
-    return encode_objects(shapes, config.seed, codec, told)
+    return props_latents.encode_objects(shapes, config.seed, codec, told)
 
 
 def _draw(folder: Path, config: PicturesConfig, report) -> None:
