@@ -5,10 +5,10 @@
 Every held-out combination of the prop world, with proportions that no training saw, from one
 picture by a camera that nobody is told. Rows: the true object through the latents (what the decoder
 loses); the nearest training picture's object (`--run`, a folder of `jax3d train lrm`); the caption
-alone, by the native generator; the reconstructor in one step (the mean of what it deems possible), sampled,
-and told the caption too. Figures: intersection over union on 64^3 points, Chamfer distance (mean of
-both ways, metres), F-score at 2% of the cube's side, PSNR of four unseen views by one renderer, and
-the correlation of the box's three sides with the truth's, beyond what the class tells.
+alone, by the native generator; the reconstructor in one step (the mean of what it deems possible),
+sampled, and told the caption too. Figures: intersection over union on 64^3 points, Chamfer distance
+(mean of both ways, metres), F-score at 2% of the cube's side, PSNR of four unseen views by one
+renderer, and the correlation of the box's sides with the truth's, beyond what the class tells.
 """
 
 import dataclasses

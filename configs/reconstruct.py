@@ -11,7 +11,7 @@ from jax3d.optimize.asset import AssetConfig
 from jax3d.recipe import Recipe
 
 recipe = Recipe(
-    model=LrmConfig(),
+    maker=LrmConfig(),
     field=GridConfig(resolution=64, bound=HALF),
     # `--refine K` goes on from what the model made: small steps, under little noise.
     optimize=AssetConfig(stages=(), rates=(("sdf", 1e-3), ("rgb", 3e-2))),

@@ -31,7 +31,7 @@ from jax3d import lock, record, weights
 from jax3d.manifest import Job
 from jax3d.optimize.checkpoint import Checkpoints, within
 from jax3d.optimize.engine import EngineConfig
-from jax3d.recipe import Maker, Recipe
+from jax3d.recipe import Opened, Recipe
 from jax3d.types import Params
 
 SWEEP = "sweep.json"
@@ -121,13 +121,13 @@ def is_url(path: epath.PathLike) -> bool:
 
 
 def identity(
-    recipe: Recipe, maker: Maker, jobs: Sequence[Job], candidates: int, config: EngineConfig
+    recipe: Recipe, opened: Opened, jobs: Sequence[Job], candidates: int, config: EngineConfig
 ) -> dict[str, Any]:
     """All that changes the results of a run, by what a person would call it."""
     return {
         "recipe": _digest(recipe),
         "jobs": _digest(list(jobs)),
-        "critic": maker.digest,
+        "critic": opened.digest,
         "candidates": candidates,
         "early stop": [config.patience, config.tolerance],
         "x64": bool(jax.config.jax_enable_x64),

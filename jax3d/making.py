@@ -93,8 +93,8 @@ def generate(
     _demand_sense(recipe, config, out, overwrite and share is not None)
     _demand_scores(jobs, candidates)
     start = None if start_from is None else _start(recipe, start_from)
-    maker = recipe.open(critic)
-    assets = _Assets(recipe, maker, jobs, absolute(out), worker, candidates == 1, start)
+    opened = recipe.open(critic)
+    assets = _Assets(recipe, opened, jobs, absolute(out), worker, candidates == 1, start)
     mine = list(range(len(jobs)) if share is None else share)
     assets.check(mine)
     about = _note(assets, config, candidates)
@@ -109,7 +109,7 @@ def generate(
 
 def _start(recipe: Recipe, path: epath.PathLike) -> Params:
     """The parameters of an asset at hand; raises `ValueError` where the recipe cannot take them."""
-    if recipe.model is not None:
+    if recipe.maker is not None:
         raise ValueError(f"start-from {path}: the recipe's model makes the start of every asset")
     asset = folder.load_asset(path)
     if asset.recipe.field != recipe.field:
@@ -124,9 +124,9 @@ class _Assets:
     """The assets of a folder: how each is made and where it lies."""
 
     def __init__(
-        self, recipe, maker, jobs, out: epath.Path, worker: str, solid: bool, start: Params
+        self, recipe, opened, jobs, out: epath.Path, worker: str, solid: bool, start: Params
     ):
-        self.recipe, self.maker, self.jobs, self.out = recipe, maker, jobs, out
+        self.recipe, self.opened, self.jobs, self.out = recipe, opened, jobs, out
         self.worker, self.solid, self.start = worker, solid, start
         self.names = [gallery.slug(job.title, k) for k, job in enumerate(jobs)]
         # A wave of assets asks for its conditions twice: when it enters and when it moves on.
@@ -158,10 +158,10 @@ class _Assets:
 
     def _read(self, prompt: str, negative: str, picture: str | None) -> Any:
         if picture is None:
-            return self.maker.condition(Prompt(prompt, negative))
+            return self.opened.condition(Prompt(prompt, negative))
         shown = image.read_picture(picture)
         try:
-            return self.maker.condition(Prompt(prompt, negative, shown))
+            return self.opened.condition(Prompt(prompt, negative, shown))
         except ValueError as error:
             raise ValueError(f"{picture}: {error}") from error
 
@@ -169,7 +169,7 @@ class _Assets:
         """What the engine is told of an asset."""
         job = self.jobs[index]
         own = job.recipe(self.recipe)
-        steps = (*self.maker.steps, *(stage.steps for stage in own.optimize.stages))
+        steps = (*self.opened.steps, *(stage.steps for stage in own.optimize.stages))
         cond = self._condition(job.prompt, own.negative, job.picture)
         return Task(cond, own.knobs_of(job.seed), steps)
 
@@ -192,7 +192,7 @@ class _Run:
         self.assets, self.finisher, self.config = assets, finisher, config
         self.stop, self.report = stop, report
         # Whatever of the program can be refused is refused here, before a folder is claimed.
-        self.stages = assets.maker.stages
+        self.stages = assets.opened.stages
         if assets.start is not None:
             self.stages = starting_from(self.stages, assets.start)
         self._finished, self._one_at_a_time = finished, threading.Lock()
@@ -209,13 +209,13 @@ class _Run:
 
 def _note(assets: _Assets, config: EngineConfig, candidates: int) -> dict:
     """What `sweep.json` says."""
-    who = folder.identity(assets.recipe, assets.maker, assets.jobs, candidates, config)
+    who = folder.identity(assets.recipe, assets.opened, assets.jobs, candidates, config)
     if assets.start is not None:
         who["start"] = weights.digest(assets.start)
     return {
         "identity": who,
         "assets": len(assets.jobs),
-        "critic": assets.maker.name,
+        "critic": assets.opened.name,
         "recipe": record.encode(assets.recipe),
         "versions": finish.versions(),
         "folders": assets.names,
@@ -314,7 +314,7 @@ def _about(assets: _Assets, index: int) -> dict:
         "seed": job.seed,
         "picture": record.picture_of(job.picture),
         "knobs": {name: list(values) for name, values in job.knobs.items()},
-        "critic": assets.maker.name,
+        "critic": assets.opened.name,
         "recipe": record.encode(job.recipe(assets.recipe)),
     }
 

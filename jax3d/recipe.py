@@ -28,6 +28,7 @@ from jax3d.guidance.vsd import VSDConfig
 from jax3d.knobs import Knobs, KnobValues
 from jax3d.mesh import MeshConfig
 from jax3d.models.base import Model
+from jax3d.models.open import DiskConfig
 from jax3d.models.pictured import PicturedConfig
 from jax3d.models.props_lrm import LrmConfig
 from jax3d.models.props_native import NativeConfig
@@ -54,8 +55,9 @@ class Pictures:
 class Recipe:
     """How an asset is made."""
 
-    model: NativeConfig | LrmConfig | PicturedConfig | None = None
-    """What makes the asset, or the start of its distillation; None starts from a fresh field."""
+    maker: NativeConfig | LrmConfig | PicturedConfig | DiskConfig | None = None
+    """The model that makes the asset, or the start of its distillation; None starts from a fresh
+    field."""
     field: TriplaneConfig | MlpConfig | GridConfig = dataclasses.field(
         default_factory=TriplaneConfig
     )
@@ -76,7 +78,7 @@ class Recipe:
         """Steps of distillation, all stages together."""
         return sum(stage.steps for stage in self.optimize.stages)
 
-    def open(self, critic: Critic | None) -> "Maker":
+    def open(self, critic: Critic | None) -> "Opened":
         """The recipe in working order.
 
         Args:
@@ -95,21 +97,21 @@ class Recipe:
 
         distilling = self.build(critic) if self.steps else ()
         makers = [critic] if self.steps else []
-        if self.model is None:
-            return _maker(distilling, ask, (), makers)
-        model = self.model.build(critic)
+        if self.maker is None:
+            return _opened(distilling, ask, (), makers)
+        model = self.maker.build(critic)
         _demand_same(self.field, model)
 
         def ask_both(prompt: Prompt) -> tuple[Any, Condition | None]:
             return model.condition(prompt), ask(prompt)
 
         stages = (told(as_stage(model), 0), *(told(stage, 1) for stage in distilling))
-        return _maker(stages, ask_both, (model.steps,), [model, *makers])
+        return _opened(stages, ask_both, (model.steps,), [model, *makers])
 
     @property
     def asks_critic(self) -> bool:
         """Whether it takes a critic at all."""
-        return self.steps > 0 or (self.model is not None and self.model.asks_critic)
+        return self.steps > 0 or (self.maker is not None and self.maker.asks_critic)
 
     def build(self, critic: Critic) -> tuple[Stage, ...]:
         """The stages of distillation by a critic."""
@@ -134,12 +136,22 @@ class Recipe:
         """The traced knobs of one asset; raises `ValueError` as `KnobValues.traced` does."""
         return self.knobs.traced(seed, self.steps)
 
+    def made_by(self, path: str, dtype: str = "float32") -> "Recipe":
+        """The same recipe with a model from disk and its field, and no distillation.
+
+        Raises `ValueError` as `open_model` does.
+        """
+        maker = DiskConfig(path, dtype)
+        optimize = dataclasses.replace(self.optimize, stages=())
+        field = maker.build(None).field
+        return dataclasses.replace(self, maker=maker, field=field, optimize=optimize)
+
     def refined(self, steps: int) -> "Recipe":
         """The same recipe with so many steps of distillation on top of what its model makes.
 
         Raises `ValueError` where it has none.
         """
-        if self.model is None:
+        if self.maker is None:
             raise ValueError(
                 "refine goes on from what a model makes, and this recipe has none: --steps is the "
                 "length of its distillation"
@@ -167,7 +179,7 @@ class Recipe:
         )
 
 
-class Maker(NamedTuple):
+class Opened(NamedTuple):
     """A recipe in working order."""
 
     stages: tuple[Stage, ...]
@@ -187,9 +199,9 @@ REFINED = 64
 """Side of the renders by which a model's asset is refined, pixels."""
 
 
-def _maker(stages, condition, steps, makers: Sequence[Critic | Model]) -> Maker:
+def _opened(stages, condition, steps, makers: Sequence[Critic | Model]) -> Opened:
     name = ", then ".join(each.name for each in makers)
-    return Maker(stages, condition, steps, name, " ".join(m.digest or m.name for m in makers))
+    return Opened(stages, condition, steps, name, " ".join(m.digest or m.name for m in makers))
 
 
 def _demand_same(field: Any, model: Model) -> None:

@@ -22,12 +22,12 @@ NAMES = [gallery.slug(job.prompt, k) for k, job in enumerate(JOBS)]
 
 def note(jobs=JOBS, recipe=RECIPE, critic=None, candidates=1, config=None):
     """What `sweep.json` says of a run."""
-    maker = recipe.open(red_ball() if critic is None else critic)
+    opened = recipe.open(red_ball() if critic is None else critic)
     config = EngineConfig() if config is None else config
     return {
-        "identity": folder.identity(recipe, maker, jobs, candidates, config),
+        "identity": folder.identity(recipe, opened, jobs, candidates, config),
         "assets": len(jobs),
-        "critic": maker.name,
+        "critic": opened.name,
         "versions": {"jax": "1.2.3", "jax3d": "0.1"},
         "folders": [gallery.slug(job.prompt, k) for k, job in enumerate(jobs)],
     }

@@ -37,7 +37,7 @@ def small(model, stages=()) -> Recipe:
     ball = ball_recipe()
     return dataclasses.replace(
         ball,
-        model=model,
+        maker=model,
         field=GridConfig(resolution=64, bound=HALF, samples=16),
         optimize=dataclasses.replace(ball.optimize, stages=stages),
     )
@@ -90,6 +90,25 @@ def test_a_picture_leads_to_an_asset_and_is_kept_through_refinement(pictured, tm
     assert 0 < moved.max() <= 2.1 * pictured.optimize.rate + 1e-3
 
 
+def test_a_model_from_disk_takes_the_recipes_place(tiny_weights, tmp_path):
+    options = command.Options(
+        prompts=("a red chair",),
+        model=str(tiny_weights[0]),
+        guidance_scale=(2.0,),
+        out=str(tmp_path / "out"),
+        recipe=ball_recipe(),
+        cache=False,
+    )
+    recipe = options.whole_recipe()
+    assert recipe.field == props_native.FIELD
+    assert (recipe.steps, recipe.asks_critic) == (0, False)
+    assert dataclasses.replace(options, refine=3).whole_recipe().steps == 3
+    (job,) = command.jobs_of(options)
+    assert job.knobs == {"model_scale": (2.0,)}
+    with pytest.raises(ValueError, match="no model that is known"):
+        dataclasses.replace(options, model=str(tmp_path)).whole_recipe()
+
+
 def test_what_does_not_fit_is_told_before_any_work(native, tmp_path):
     with pytest.raises(ValueError, match="asks a critic, and was given none"):
         native.refined(2).open(None)
@@ -114,7 +133,7 @@ def test_packaged_recipes_of_models_stand_without_distillation(name):
 
 @pytest.mark.parametrize(
     ("recipe", "knob"),
-    [(Recipe(), "guidance_scale"), (Recipe(model=NativeConfig()), "model_scale")],
+    [(Recipe(), "guidance_scale"), (Recipe(maker=NativeConfig()), "model_scale")],
 )
 def test_several_scales_make_each_prompt_with_each(recipe, knob):
     options = command.Options(
@@ -194,9 +213,9 @@ def test_words_alone_are_no_picture(lrm, tmp_path):
 
 
 def test_the_model_reads_a_caption_beside_the_picture(lrm, pictures):
-    maker = lrm.open(None)
+    opened = lrm.open(None)
     shown = image.read_picture(pictures / "red.png")
-    silent, told = (maker.condition(Prompt(text, image=shown))[0] for text in ("", "a red chair"))
+    silent, told = (opened.condition(Prompt(text, image=shown))[0] for text in ("", "a red chair"))
     np.testing.assert_array_equal(silent.picture, told.picture)
     assert not np.any(silent.tokens)
     assert np.any(told.tokens)

@@ -141,6 +141,7 @@ def sampler(steps: int = 6, size: int = 4) -> Model:
         return {"rgb": rgb, "alpha": jnp.ones((4, size, size))}
 
     return Model(
+        field=None,
         representation=pages(4, size),
         params={"scale": jnp.float32(0.1)},
         condition=lambda prompt: jnp.float32(len(prompt.text)),

@@ -41,7 +41,7 @@ def jobs_of(options: Options) -> list[Job]:
         raise ValueError('no prompt: give one or more in quotes, such as "a red chair"')
     prompts = [prompt for prompt in options.prompts for _ in range(options.candidates)]
     seeds = manifest.seeds(options.seed, len(prompts))
-    knob = "guidance_scale" if options.recipe.model is None else "model_scale"
+    knob = "guidance_scale" if options.whole_recipe().maker is None else "model_scale"
     knobs = [{knob: (scale,)} for scale in options.guidance_scale] or [{}]
     every = options.candidates
     groups = range(0, len(prompts), every)

@@ -33,6 +33,9 @@ class Making:
 
     out: str = "out"
     """Folder of the results, or a gs:// URL. A run that was cut short there goes on."""
+    model: str | None = None
+    """The model that makes the asset, or its start, in place of the recipe's: a folder of TripoSR
+    or OpenLRM, a file that `jax3d train native` or `lrm` wrote, or `owner/name` on the hub."""
     config: Annotated[str | None, tyro.conf.arg(aliases=["--recipe"])] = None
     """Recipe to start from: the name of a packaged one, such as distil or native (`jax3d configs`
     lists them), or a Python file; other options override it."""
@@ -48,7 +51,8 @@ class Making:
     """The critic: "embedded", the path of weights that `jax3d train prior` wrote, or a Stable
     Diffusion or MVDream folder in the official layout."""
     dtype: Dtype = "float32"
-    """Of a critic from disk: its weights and arithmetic, save norms, softmax and autoencoder."""
+    """Of a critic or model from disk: its weights and arithmetic, save norms, softmax and
+    autoencoder."""
     overwrite: bool = False
     """Lose the other run that OUT holds."""
     wait: bool = False
@@ -65,7 +69,8 @@ class Making:
 
     def whole_recipe(self) -> Recipe:
         """The recipe with the shorthands applied."""
-        recipe = self.recipe if self.refine is None else self.recipe.refined(self.refine)
+        recipe = self.recipe if self.model is None else self.recipe.made_by(self.model, self.dtype)
+        recipe = recipe if self.refine is None else recipe.refined(self.refine)
         recipe = recipe if self.steps is None else recipe.with_steps(self.steps)
         if self.views is None:
             return recipe

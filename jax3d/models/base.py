@@ -19,6 +19,8 @@ class Model(NamedTuple):
     Functions of one asset, pure but for `condition`; batch them with `vmap`.
     """
 
+    field: Any
+    """A config of `fields/` whose `build()` is `representation`."""
     representation: Representation
     """Of what `decode` makes."""
     params: Params

@@ -117,6 +117,7 @@ def model(design: Design, params: Params, name: str) -> Model:
 
     facts = [dataclasses.asdict(field), design.side, type(design.network).__name__]
     return Model(
+        field=field,
         representation=triplane(field),
         params=params,
         condition=condition,

@@ -1,24 +1,51 @@
 """Opening a model that makes assets by itself: looks at what is there, hands it to its module."""
 
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 
 from jax3d import hub
-from jax3d.models import openlrm, props_native, triposr
+from jax3d.bounds import Text
+from jax3d.models import openlrm, props_lrm, props_native, triposr
 from jax3d.models.base import Model
+from jax3d.priors.base import Critic
 
-_SYSTEMS = (props_native, triposr, openlrm)
+_SYSTEMS = (props_lrm, props_native, triposr, openlrm)
 """Each has `recognises(path)` and `open(path, dtype)`; the first to recognise a path opens it."""
 
 _KNOWN = (
     'known are "embedded"; a .safetensors file with its .json beside, as `jax3d train native` '
-    "writes it; a folder of TripoSR (config.yaml, model.ckpt); and one of OpenLRM (config.json, "
-    "model.safetensors)"
+    "and `jax3d train lrm` write it; a folder of TripoSR (config.yaml, model.ckpt); and one of "
+    "OpenLRM (config.json, model.safetensors)"
 )
 
 _FETCHED = ("*.json", "*.yaml", "*.safetensors", "*.ckpt", "*.bin")
+
+
+@dataclass(frozen=True)
+class DiskConfig:
+    """A model from disk in a recipe, whose `field` is that of the model."""
+
+    path: Text
+    """As `open_model` takes it."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of its weights and arithmetic."""
+
+    asks_critic: ClassVar[bool] = False
+
+    def build(self, critic: Critic | None) -> Model:
+        """Opens it, once; raises `ValueError` as `open_model` does."""
+        del critic
+        return _opened(self)
+
+
+@lru_cache(1)
+def _opened(config: DiskConfig) -> Model:
+    # A command looks at the model's field before the recipe is opened, and weights may be large.
+    return open_model(config.path, config.dtype)
 
 
 def open_model(path: str | Path = "embedded", dtype: Any = jnp.float32) -> Model:

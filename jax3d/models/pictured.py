@@ -104,6 +104,7 @@ def pictured(critic: Critic, reconstructor: Model, config: PicturedConfig) -> Mo
         return lax.cond(i == 0, first, later, latent)
 
     return Model(
+        field=reconstructor.field,
         representation=reconstructor.representation,
         params=params,
         condition=condition,

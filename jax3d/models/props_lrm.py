@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax3d import image, weights
 from jax3d.bounds import Count, Text
-from jax3d.data import prop_fields, props
-from jax3d.fields.grid import GridConfig, grid
+from jax3d.data import props
 from jax3d.models import props_latents, props_native
 from jax3d.models.base import Model
 from jax3d.models.props_latents import PAINT_NUMBERS
@@ -261,6 +260,25 @@ def load(path: Path | str = WEIGHTS) -> Params:
     return {**weights.load_tree(path, like), "codec": codec}
 
 
+def recognises(path: Path) -> bool:
+    """Whether it is a weight file that `jax3d train lrm` wrote."""
+    try:
+        read_config(path)
+    except weights.WeightsError:
+        return False
+    return path.suffix == ".safetensors"
+
+
+def open(path: Path | str = WEIGHTS, dtype: Any = jnp.float32) -> Model:
+    """The reconstructor in its usual steps; it computes in float32, whatever `dtype` says.
+
+    Raises:
+      weights.WeightsError: See `load`.
+    """
+    del dtype
+    return open_model(path)
+
+
 def open_model(path: Path | str = WEIGHTS, steps: int = STEPS) -> Model:
     """The reconstructor, ready to be a stage or to be sampled from.
 
@@ -280,7 +298,8 @@ def open_model(path: Path | str = WEIGHTS, steps: int = STEPS) -> Model:
         return latent.replace(z=z)
 
     return Model(
-        representation=grid(GridConfig(props_latents.RESOLUTION, prop_fields.HALF)),
+        field=props_native.FIELD,
+        representation=props_native.FIELD.build(),
         params=params,
         condition=functools.partial(condition, params),
         begin=begin,

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from jax3d import weights
 from jax3d.bounds import Count, Text
 from jax3d.data import prop_fields, props
-from jax3d.fields.grid import GridConfig, grid
+from jax3d.fields.grid import GridConfig
 from jax3d.models import props_latents
 from jax3d.models.base import Model
 from jax3d.models.props_latents import PAINT_NUMBERS, Codec
@@ -30,6 +30,8 @@ from jax3d.types import Cond, Condition, Key, Params, Prompt
 NAME = "embedded native generator"
 WEIGHTS = Path(__file__).parent / "weights" / "native.safetensors"
 STEPS = 24
+FIELD = GridConfig(props_latents.RESOLUTION, prop_fields.HALF)
+"""What the latents decode to."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +222,8 @@ def open_model(path: Path | str = WEIGHTS, steps: int = STEPS) -> Model:
         return advance(params, z, i, cond, knobs.model_scale.at(i), config, steps)
 
     return Model(
-        representation=grid(GridConfig(props_latents.RESOLUTION, prop_fields.HALF)),
+        field=FIELD,
+        representation=FIELD.build(),
         params=params,
         condition=functools.partial(condition, params["words"]),
         begin=begin,

@@ -36,7 +36,7 @@ def evil(tmp_path, monkeypatch):
         ["generate", "--negative=--config", "evil.py"],
         ["generate", "config", "evil.py"],
         ["generate", "evil.py", "--prior=--config"],
-        ["generate", "a red chair", "--config=evil.py", "--config=props"],
+        ["generate", "a red chair", "--config=evil.py", "--config=distil"],
         ["sweep", "--", "--config=evil.py"],
         ["train", "prior", "--out=--config=evil.py"],
     ],
@@ -132,8 +132,8 @@ def test_packaged_recipes_go_by_name():
 
 def test_a_name_that_is_none_is_told_with_the_nearest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"config porps: .*nearest: props.*jax3d configs"):
-        recipe.load("porps")
+    with pytest.raises(ValueError, match=r"config distli: .*nearest: distil.*jax3d configs"):
+        recipe.load("distli")
     with pytest.raises(ValueError, match=r"config \.: there is no such file"):
         recipe.load(".")
     with pytest.raises(ValueError, match=r"config nowhere/mine\.py: there is no such file"):
@@ -142,7 +142,7 @@ def test_a_name_that_is_none_is_told_with_the_nearest(tmp_path, monkeypatch):
     (tmp_path / "distil").write_text("raise ValueError('mine')\n")
     assert recipe.load("distil") == Recipe()
     with pytest.raises(ValueError, match="mine"):
-        recipe.load("./props")
+        recipe.load("./distil")
 
 
 def test_a_recipe_of_another_kind_is_told():

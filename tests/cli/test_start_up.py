@@ -78,6 +78,6 @@ def test_each_command_is_told_as_its_options_tell_themselves():
 def test_every_module_of_the_commands_is_listed():
     from pathlib import Path
 
-    shared = {"__init__", "cache", "making", "options", "signals", "terminal"}
+    shared = {"__init__", "cache", "making", "options", "signals", "terminal", "training"}
     found = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
     assert found - shared == {command.replace(" ", "_") for command in cli.COMMANDS}

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import EYE, FLOW, write_lrm
+from tiny_models import EYE, FLOW, write_lrm, write_native
 from toys import knobs, stack
 
 from jax3d import weights
 from jax3d.models import props_lrm, props_native
+from jax3d.models.open import open_model
 from jax3d.models.props_lrm import RATIO, SIZE
 from jax3d.models.props_native import spreads
 from jax3d.types import Prompt
@@ -163,6 +164,15 @@ def test_weights_without_a_description_are_refused(saved, tmp_path, text):
         path.with_suffix(".json").write_text(text)
     with pytest.raises(weights.WeightsError, match="does not describe"):
         props_lrm.load(path)
+
+
+def test_open_model_tells_it_from_a_native_generator(saved, tmp_path):
+    native = write_native(tmp_path / "native.safetensors")
+    assert open_model(saved).name == props_lrm.NAME
+    assert open_model(native).name == props_native.NAME
+    (tmp_path / "native.json").unlink()
+    with pytest.raises(ValueError, match="no model that is known"):
+        open_model(native)
 
 
 def test_its_config_opens_it(saved):
