@@ -22,6 +22,7 @@ timing.pin()
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 from renderer import DENSE, SAMPLES, SIZE, SPARSE, ours, samples_of
 
@@ -119,6 +120,60 @@ def compiled_flops(params) -> dict[str, float]:
     return {"forward": count(field), "gradient": count(gradient)}
 
 
+def measure(names, params, cam, repeats: int) -> tuple[dict, np.ndarray, np.ndarray]:
+    """Seconds of each program, and this core's FLOP/s and bytes/s, alternated in one run."""
+
+    def program(name):
+        cfg = DENSE if name.startswith("dense") else SPARSE
+        run = jax.jit(ours(cfg, cam, name.endswith("backward")))
+        return lambda: jax.block_until_ready(run(params))
+
+    a, table = jnp.ones((1024, 1024)), jnp.ones(3 * DENSE.resolution**2 * DENSE.hidden)
+    product = jax.jit(lambda a: a @ a)
+    stream = jax.jit(lambda x: jax.lax.fori_loop(0, PASSES, lambda i, x: x + 1, x))
+    seconds = timing.alternate(
+        {
+            "product": lambda: product(a).block_until_ready(),
+            "stream": lambda: stream(table).block_until_ready(),
+        }
+        | {name: program(name) for name in names},
+        repeats,
+    )
+    return seconds, 2 * 1024**3 / seconds["product"], 2 * PASSES * table.nbytes / seconds["stream"]
+
+
+def shares_of(work: dict, seconds: dict, flops, bandwidth) -> tuple[list, dict]:
+    """Of each program a row of the table, and its figures."""
+    rows, figures = [], {}
+    for name, (arithmetic, traffic) in work.items():
+        shares = [arithmetic / flops / seconds[name], traffic / bandwidth / seconds[name]]
+        rows.append(
+            [
+                name,
+                f"{arithmetic / 1e9:.2f}",
+                f"{traffic / 1e9:.2f}",
+                timing.spread(1e3 * seconds[name], 1),
+                *(timing.spread(100 * share, 0) for share in shares),
+            ]
+        )
+        figures[name] = {
+            "gflop": arithmetic / 1e9,
+            "gigabytes": traffic / 1e9,
+            "milliseconds": timing.figure(1e3 * seconds[name]),
+            "share_of_arithmetic_peak": timing.figure(shares[0]),
+            "share_of_memory_peak": timing.figure(shares[1]),
+        }
+    return rows, figures
+
+
+def by_data_sheets(work: dict) -> dict[str, dict[str, float]]:
+    """The least milliseconds of each program on machines that were not at hand."""
+    return {
+        machine: {k: 1e3 * max(w.flops / f, w.bytes / b) for k, w in work.items()}
+        for machine, (f, b) in MACHINES.items()
+    }
+
+
 def main(args: Args) -> None:
     """Measure and print."""
     cam = camera.orbit(jnp.array([0.4]), jnp.array([0.3]), 2.6, 0.75)
@@ -138,67 +193,16 @@ def main(args: Args) -> None:
         }
 
     work = count(sparse.CPU)
-
-    def program(name):
-        cfg = DENSE if name.startswith("dense") else SPARSE
-        run = jax.jit(ours(cfg, cam, name.endswith("backward")))
-        return lambda: jax.block_until_ready(run(params))
-
-    a, table = jnp.ones((1024, 1024)), jnp.ones(3 * DENSE.resolution**2 * DENSE.hidden)
-    product = jax.jit(lambda a: a @ a)
-    stream = jax.jit(lambda x: jax.lax.fori_loop(0, PASSES, lambda i, x: x + 1, x))
-    seconds = timing.alternate(
-        {
-            "product": lambda: product(a).block_until_ready(),
-            "stream": lambda: stream(table).block_until_ready(),
-        }
-        | {name: program(name) for name in work},
-        args.repeats,
-    )
-    flops = 2 * 1024**3 / seconds["product"]
-    bandwidth = 2 * PASSES * table.nbytes / seconds["stream"]
-    counted, formula = (
-        compiled_flops(params),
-        {k: w.flops for k, w in of_sample(sparse.CPU).items()},
-    )
-    figures = {
-        "peak_gflops": timing.figure(flops / 1e9),
-        "peak_gb_s": timing.figure(bandwidth / 1e9),
-        "flops_of_a_sample": {"formula": formula, "compiler": counted},
-        "samples": {"all": every, "kept": kept, "visible": visible},
-    }
-    rows = []
-    for name, (arithmetic, traffic) in work.items():
-        shares = [arithmetic / flops / seconds[name], traffic / bandwidth / seconds[name]]
-        rows.append(
-            [
-                name,
-                f"{arithmetic / 1e9:.2f}",
-                f"{traffic / 1e9:.2f}",
-                timing.spread(1e3 * seconds[name], 1),
-                *(timing.spread(100 * share, 0) for share in shares),
-            ]
-        )
-        figures[name] = {
-            "gflop": arithmetic / 1e9,
-            "gigabytes": traffic / 1e9,
-            "milliseconds": timing.figure(1e3 * seconds[name]),
-            "share_of_arithmetic_peak": timing.figure(shares[0]),
-            "share_of_memory_peak": timing.figure(shares[1]),
-        }
+    seconds, flops, bandwidth = measure(work, params, cam, args.repeats)
+    rows, figures = shares_of(work, seconds, flops, bandwidth)
+    formula = {k: w.flops for k, w in of_sample(sparse.CPU).items()}
+    counted, estimates = compiled_flops(params), by_data_sheets(count(sparse.ACCELERATOR))
     timing.show(
         f"Peak of one core: {timing.spread(flops / 1e9, 0)} GFLOP/s, "
         f"{timing.spread(bandwidth / 1e9, 0)} GB/s",
         ["64^3", "GFLOP", "GB", "ms", "% of arithmetic peak", "% of memory peak"],
         rows,
     )
-    estimates = {
-        machine: {
-            k: 1e3 * max(w.flops / f, w.bytes / b) for k, w in count(sparse.ACCELERATOR).items()
-        }
-        for machine, (f, b) in MACHINES.items()
-    }
-    figures["least_milliseconds_by_data_sheets"] = estimates
     timing.show(
         "Least time by data sheets, not measured, ms",
         ["machine", *work],
@@ -208,7 +212,14 @@ def main(args: Args) -> None:
         f"samples: {every}, kept {kept / every:.1%}, visible {visible / every:.1%}; FLOPs of a "
         f"sample by formula {formula}, by the compiler {counted}"
     )
-    timing.save(args.json, figures)
+    peaks = {
+        "peak_gflops": timing.figure(flops / 1e9),
+        "peak_gb_s": timing.figure(bandwidth / 1e9),
+        "flops_of_a_sample": {"formula": formula, "compiler": counted},
+        "samples": {"all": every, "kept": kept, "visible": visible},
+        "least_milliseconds_by_data_sheets": estimates,
+    }
+    timing.save(args.json, peaks | figures)
 
 
 if __name__ == "__main__":

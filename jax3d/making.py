@@ -60,9 +60,7 @@ def generate(
     report: Callable[[Progress], None] = lambda progress: None,
     finished: Callable[[dict], None] = lambda record: None,
 ) -> list[dict]:
-    """Makes every job's asset that `out` does not hold yet; returns the rows of the ledger.
-
-    A row's `status` is one of `record`'s: what `failed` has a row only, and is not tried again.
+    """Makes every asset that `out` lacks; returns the ledger's rows, `status` as in `record`.
 
     Args:
       recipe: How; jobs override it.
@@ -80,8 +78,8 @@ def generate(
       start_from: Folder of a finished asset from whose parameters every asset starts.
       stop: Asked after every block of steps whether to save and stop.
       report: Called after every block of steps.
-      finished: Called with the record of each asset when its files are written, in other threads
-        but never twice at once; with that of the best candidate again when it has its mesh.
+      finished: Called with an asset's record when its files are written, in other threads but
+        never twice at once; with that of the best candidate again when it has its mesh.
 
     Raises:
       ValueError: A prompt or a value cannot be read, the folder is another run's or process's, or
@@ -93,14 +91,14 @@ def generate(
     _demand_sense(recipe, config, out, overwrite and share is not None)
     _demand_scores(jobs, candidates)
     start = None if start_from is None else _start(recipe, start_from)
-    opened = recipe.open(critic)
-    assets = _Assets(recipe, opened, jobs, absolute(out), worker, candidates == 1, start)
+    opened, solid = recipe.open(critic), candidates == 1
+    assets = _Assets(recipe, opened, jobs, absolute(out), worker, solid, start)
     mine = list(range(len(jobs)) if share is None else share)
     assets.check(mine)
-    about = _note(assets, config, candidates)
     run = _Run(assets, Finisher(recipe), config, stop, report, finished)
     with folder.held(assets.out, worker, wait=wait, alone=overwrite):
-        with folder.claimed(assets.out, about, overwrite=overwrite, worker=worker) as begun:
+        note = _note(assets, config, candidates)
+        with folder.claimed(assets.out, note, overwrite=overwrite, worker=worker) as begun:
             _sweep(run, _refuse(run, _mend(run, mine), begun), begun)
         if candidates > 1:
             _keep_best(run, candidates)

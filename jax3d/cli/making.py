@@ -91,9 +91,8 @@ def make(
 
     Returns the rows of the ledger, and the exit code that `cli.main` tells of.
     """
-    # Imported here: what meshes, writes and reads critics is not needed to tell the options.
+    # Imported here: what meshes and writes is not needed to tell the options.
     from jax3d.making import generate
-    from jax3d.priors.open import open_critic
 
     # A save that fails is told in our line; Orbax would print its traceback beside it.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -101,9 +100,7 @@ def make(
     if options.cache:
         cache.turn_on()
     recipe = options.whole_recipe()
-    critic = open_critic(options.prior, options.dtype) if recipe.asks_critic else None
-    if critic is not None:
-        terminal.say(f"critic: {critic.name}")
+    critic = _critic(options) if recipe.asks_critic else None
     started = time.perf_counter()
     made = set()
     with terminal.progress(f"{len(jobs)} assets", stop) as shown, stop.patience():
@@ -141,6 +138,15 @@ def make(
     rate = f"{3600 * len(made) / seconds:.1f} assets/h"
     terminal.say(f"{len(made)} assets in {seconds:.0f} s ({rate}): open {options.out}/index.html")
     return rows, exit_code(rows, range(len(jobs)) if share is None else share)
+
+
+def _critic(options: Making):
+    """The critic, of whom is told."""
+    from jax3d.priors.open import open_critic
+
+    critic = open_critic(options.prior, options.dtype)
+    terminal.say(f"critic: {critic.name}")
+    return critic
 
 
 def _rate(block, jobs: int, seconds: float) -> str:

@@ -77,8 +77,7 @@ def test_sds_recovers_the_object_of_the_empirical_critic(size, resolution, steps
         guidance_scale=1.0,
         t_max=Ramp.of(0.98, 0.3, steps=steps),
     )
-    state, condition = jax.jit(init)(knob), no_condition(5)
-    one = (jax.tree.map(lambda x: x[None], x) for x in (state, condition, knob))
+    one = (jax.tree.map(lambda x: x[None], x) for x in (jax.jit(init)(knob), no_condition(5), knob))
     states, conds, numbers = one
     states, _ = run_block(step, steps, size)(states, data, conds, numbers)
     params = jax.tree.map(lambda x: x[0], states.params)
