@@ -340,7 +340,7 @@ def run_until(out, moments, cache):
     script = KILLED.format(tests=str(here.parent), here=str(here))
     env = {
         **os.environ,
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": os.environ["JAX3D_TEST_XLA_FLAGS"],
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
