@@ -53,7 +53,7 @@ class Args:
 
 def draw(model: Model, specs: list[props.Spec], scale: float, seed: int) -> np.ndarray:
     """A latent for each spec's caption, `[n, d]`; all in one program."""
-    asked = KnobValues(guidance_scale=(scale,))
+    asked = KnobValues(model_scale=(scale,))
     knobs = [asked.traced(seed + k, model.steps) for k in range(len(specs))]
     conds = [model.condition(Prompt(props.caption(s))) for s in specs]
 
@@ -189,7 +189,7 @@ def seconds(model: Model, spec: props.Spec) -> float:
     """CPU seconds of one finished field, compiled."""
     cond, knobs = (
         model.condition(Prompt(props.caption(spec))),
-        KnobValues(guidance_scale=(1.0,)).traced(0, model.steps),
+        KnobValues(model_scale=(1.0,)).traced(0, model.steps),
     )
 
     @jax.jit

@@ -37,7 +37,9 @@ class KnobValues:
     lr: Weight = (1.0,)
     """Multiplies the learning rates of the config."""
     guidance_scale: Weight = (10.0,)
-    """Of classifier-free guidance."""
+    """Of classifier-free guidance, in distillation."""
+    model_scale: Annotated[Values, Items((1,), (Range(0),))] = (1.0,)
+    """Of classifier-free guidance, in the model that makes the asset or its start."""
     t_min: Part = (0.2, 0.1)
     """Lower end of the timestep range, as a fraction of the critic's schedule."""
     t_max: Part = (0.98, 0.4)

@@ -194,7 +194,7 @@ def open_model(path: Path | str = WEIGHTS, steps: int = STEPS) -> Model:
         return jax.random.normal(key, (components + PAINT_NUMBERS,))
 
     def take(params, z, i, cond, knobs):
-        return advance(params, z, i, cond, knobs.guidance_scale.at(i), config, steps)
+        return advance(params, z, i, cond, knobs.model_scale.at(i), config, steps)
 
     return Model(
         representation=grid(GridConfig(props_latents.RESOLUTION, prop_fields.HALF)),

@@ -84,7 +84,7 @@ def test_a_negative_prompt_takes_the_place_of_nothing(model):
 def test_a_batch_is_each_alone(model):
     texts = ["a red chair", "a blue mug", "a striped pink cat"]
     conds = stack([model.condition(Prompt(t)) for t in texts])
-    numbers = stack([knobs(k, guidance_scale=1.0 + k) for k in range(3)])
+    numbers = stack([knobs(k, model_scale=1.0 + k) for k in range(3)])
     run = functools.partial(sample, model)
     together = jax.jit(jax.vmap(run))(conds, numbers)
     one = jax.jit(run)
@@ -97,7 +97,7 @@ def test_a_batch_is_each_alone(model):
 
 @pytest.mark.parametrize("stop", range(1, STEPS))
 def test_sampling_goes_on_from_any_step(model, stop):
-    cond, number = model.condition(Prompt("a teal boat")), knobs(4, guidance_scale=3.0)
+    cond, number = model.condition(Prompt("a teal boat")), knobs(4, model_scale=3.0)
     take = jax.jit(functools.partial(model.advance, model.params))
     whole = z = model.begin(jax.random.key(number.seed), cond)
     for i in range(STEPS):
@@ -113,9 +113,7 @@ def test_sampling_goes_on_from_any_step(model, stop):
 def test_the_last_step_lands_on_the_guided_prediction(model):
     cond, scale = model.condition(Prompt("a teal boat")), 2.5
     z = model.begin(jax.random.key(0), cond)
-    landed = model.advance(
-        model.params, z, jnp.int32(STEPS - 1), cond, knobs(0, guidance_scale=scale)
-    )
+    landed = model.advance(model.params, z, jnp.int32(STEPS - 1), cond, knobs(0, model_scale=scale))
     spread, t = props_native.spreads(model.params["codec"]), jnp.float32(1 / STEPS)
 
     def predict(tokens):
@@ -173,7 +171,7 @@ def test_the_shipped_weights():
     spec = next(s for s in props.specs() if props.is_held_out(s))
     cond = model.condition(Prompt(props.caption(spec)))
     made = jax.jit(lambda knobs: model.decode(model.params, sample(model, cond, knobs)))
-    field = made(knobs(0, guidance_scale=1.0))
+    field = made(knobs(0, model_scale=1.0))
     like = jax.eval_shape(model.representation.init, jax.random.key(0))
     assert jax.tree.map(jnp.shape, field) == jax.tree.map(jnp.shape, like)
     solid = np.mean(np.asarray(field["sdf"]) < 0)
