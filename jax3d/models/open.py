@@ -6,19 +6,19 @@ from typing import Any
 import jax.numpy as jnp
 
 from jax3d import hub
-from jax3d.models import openlrm, props_native, triposr
+from jax3d.models import openlrm, props_native, shap_e, triposr
 from jax3d.models.base import Model
 
-_SYSTEMS = (props_native, triposr, openlrm)
+_SYSTEMS = (props_native, triposr, openlrm, shap_e)
 """Each has `recognises(path)` and `open(path, dtype)`; the first to recognise a path opens it."""
 
 _KNOWN = (
     'known are "embedded"; a .safetensors file with its .json beside, as `jax3d train native` '
-    "writes it; a folder of TripoSR (config.yaml, model.ckpt); and one of OpenLRM (config.json, "
-    "model.safetensors)"
+    "writes it; a folder of TripoSR (config.yaml, model.ckpt); one of OpenLRM (config.json, "
+    "model.safetensors); and one of Shap-E in diffusers' layout (prior/, shap_e_renderer/)"
 )
 
-_FETCHED = ("*.json", "*.yaml", "*.safetensors", "*.ckpt", "*.bin")
+_FETCHED = ("*.json", "*.yaml", "*.txt", "*.safetensors", "*.ckpt", "*.bin")
 
 
 def open_model(path: str | Path = "embedded", dtype: Any = jnp.float32) -> Model:
