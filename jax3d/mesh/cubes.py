@@ -66,7 +66,7 @@ def march(
     cube = np.argwhere((state > 0) & (state < CASES - 1))
     state = state[tuple(cube.T)]
     edges = _edges(cube, values.shape)
-    corners = np.take_along_axis(edges, cases[state].reshape(len(cube), -1), axis=1)
+    corners = np.take_along_axis(edges, cases[state].reshape(len(cube), SLOTS * 3), axis=1)
     corners = corners.reshape(-1, 3)[masks[state].reshape(-1)]
     used, faces = np.unique(corners, return_inverse=True)
     return _cut(used, values), faces.reshape(corners.shape)
