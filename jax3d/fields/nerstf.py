@@ -56,7 +56,7 @@ class NerstfConfig:
 def nerstf(config: NerstfConfig | None = None) -> Representation:
     """Build the representation; its parameters are `{"mlp": [{"w", "b"}, ...]}`.
 
-    Its colours and densities are the NeRF's, and so is its mesh; `sdf` and `texture` tell the
+    Its colours and densities, and so a mesh of them, are the NeRF's; `sdf` and `texture` tell the
     surface that the same parameters hold.
     """
     cfg = config or NerstfConfig()
@@ -95,10 +95,11 @@ def _init(key: Key, cfg: NerstfConfig) -> Params:
     """He-normal weights, the last layer's a tenth of that."""
     widths = (ENCODED, *(cfg.hidden,) * cfg.layers, OUTPUTS)
     keys = jax.random.split(key, len(widths) - 1)
-    layers = []
-    for k, (a, b) in zip(keys, pairwise(widths), strict=True):
-        scale = jnp.sqrt(2.0 / a) * (0.1 if b == OUTPUTS else 1.0)
-        layers.append({"w": scale * jax.random.normal(k, (a, b)), "b": jnp.zeros((b,))})
+    layers = [
+        {"w": jnp.sqrt(2.0 / a) * jax.random.normal(k, (a, b)), "b": jnp.zeros((b,))}
+        for k, (a, b) in zip(keys, pairwise(widths), strict=True)
+    ]
+    layers[-1]["w"] *= 0.1
     return {"mlp": layers}
 
 
