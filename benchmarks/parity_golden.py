@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import parity_lrm
+import parity_shap_e
 from rich.console import Console
 from rich.table import Table
 
@@ -621,6 +622,10 @@ MANIFESTS = {
     "openlrm_small": "openlrm",
     "openlrm_base": "openlrm",
     "openlrm_large": "openlrm",
+    "shap_e_prior": "shap_e",
+    "shap_e_img2img_prior": "shap_e",
+    "shap_e_renderer": "shap_e",
+    "clip_vit_l14_vision_proj": "shap_e",
 }
 
 
@@ -635,7 +640,10 @@ def check_manifests(system: Path) -> dict[Path, tuple[Arrays, Checks]]:
         config = manifest["config"]
         shapes = {k: tuple(shape) for k, (shape, _) in manifest["keys"].items()}
         flat = {k: np.broadcast_to(np.float32(0), shape) for k, shape in shapes.items()}
-        found[path] = misfits_of(path, *network_of(kind, config, flat))
+        if kind == "shap_e":
+            found[path] = misfits_of(path, *parity_shap_e.full(name, config, flat))
+        else:
+            found[path] = misfits_of(path, *network_of(kind, config, flat))
     path = system / "triposr_keys.json"
     if path.exists():
         shapes = {k: tuple(shape) for k, (shape, _) in json.loads(path.read_text()).items()}
@@ -684,6 +692,21 @@ def check_triposr(split: Path, path: Path, io: Arrays) -> Checks:
     return {k: Check(*v) for k, v in parity_lrm.check_triposr(split, path, io).items()}
 
 
+def check_shap_e(split: Path, path: Path, io: Arrays) -> Checks:
+    """See `parity_shap_e`."""
+    return {k: Check(*v) for k, v in parity_shap_e.check(split, path, io).items()}
+
+
+def check_clip_image(root: Path, split: str) -> dict[Path, tuple[Arrays, Checks]]:
+    """CLIP's encoder of pictures, which Zero-1-to-3 reads; of its vectors those that are of it."""
+    path = root / "zero123" / split / "io.npz"
+    if not path.exists():
+        return {}
+    io = {name: array for name, array in read(path).items() if "clip" in name}
+    checks = parity_shap_e.check_image_encoder(path.parent, io)
+    return {path: (io, {k: Check(*v) for k, v in checks.items()})}
+
+
 # The walk.
 
 SYSTEMS: dict[str, Callable[[Path, Path, Arrays], Checks]] = {
@@ -695,10 +718,12 @@ SYSTEMS: dict[str, Callable[[Path, Path, Arrays], Checks]] = {
     "guidance": check_guidance,
     "openlrm": check_openlrm,
     "triposr": check_triposr,
+    "shap_e": check_shap_e,
 }
 INPUTS = re.compile(
     r"in_.*|addnoise_(x0|noise|t)|eta\d+_noises|sel|zero123_ref|posterior_eps|num_frames"
     r"|render_(cameras|noise_.*)|crop_anchors|points|query_points|cam_fovy_deg"
+    r"|noise_(stratified|pmf|importance)|q_pos|grid_size|mesh_sdf_bias_added"
 )
 
 
@@ -713,6 +738,8 @@ def walk_system(root: Path, name: str, split: str) -> dict[Path, tuple[Arrays, C
     system = root / name
     if name == "clip_tokenizer":
         return check_tokens(system, split)
+    if name == "clip_image":
+        return check_clip_image(root, split)
     if name == "manifests":
         return check_manifests(system)
     found = {}
@@ -744,8 +771,9 @@ def main() -> int:
     parser.add_argument("--split", default="dev")
     parser.add_argument("--only", nargs="+", default=None, metavar="SYSTEM")
     args = parser.parse_args()
-    known = [*SYSTEMS, "clip_tokenizer", "manifests"]
-    names = args.only or [name for name in known if (args.root / name).is_dir()]
+    known = [*SYSTEMS, "clip_tokenizer", "clip_image", "manifests"]
+    there = {"clip_image": "zero123"}  # in whose folder its vectors are
+    names = args.only or [n for n in known if (args.root / there.get(n, n)).is_dir()]
     if unknown := [name for name in names if name not in known]:
         print(f"unknown: {', '.join(unknown)}; known are {', '.join(known)}", file=sys.stderr)
         return 2
@@ -753,7 +781,7 @@ def main() -> int:
     for name in names:
         table = Table("file", "array", "error", "tolerance", "", title=name)
         for path, (arrays, checks) in walk_system(args.root, name, args.split).items():
-            label = str(path.relative_to(args.root / name))
+            label = str(path.relative_to(args.root))
             for array, theirs in arrays.items():
                 if INPUTS.fullmatch(array):
                     continue

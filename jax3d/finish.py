@@ -22,6 +22,7 @@ from jax3d import camera as cameras
 from jax3d import folder as folders
 from jax3d import gallery, image, mesh, record
 from jax3d.data import props
+from jax3d.fields.base import Representation
 from jax3d.mesh import MeshConfig
 from jax3d.metrics import scorer
 from jax3d.optimize.checkpoint import absolute
@@ -89,10 +90,13 @@ class _Files:
 class Finisher:
     """Turns one asset's parameters into files; its functions compile once for all assets."""
 
-    def __init__(self, recipe: Recipe):
-        """Prepares the compiled functions of a recipe."""
+    def __init__(self, recipe: Recipe, field: Representation | None = None):
+        """Prepares the compiled functions of a recipe; `field` is by default the recipe's own.
+
+        A model's may know more: how the model's makers mesh it.
+        """
         self.recipe = recipe
-        self.field = recipe.field.build()
+        self.field = recipe.field.build() if field is None else field
         size = (recipe.pictures.size,) * 2
         self._picture = jax.jit(
             lambda params, camera, look: self.field.render(params, None, camera, look, size).over(

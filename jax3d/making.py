@@ -95,7 +95,7 @@ def generate(
     assets = _Assets(recipe, opened, jobs, absolute(out), worker, solid, start)
     mine = list(range(len(jobs)) if share is None else share)
     assets.check(mine)
-    run = _Run(assets, Finisher(recipe), config, stop, report, finished)
+    run = _Run(assets, config, stop, report, finished)
     with folder.held(assets.out, worker, wait=wait, alone=overwrite):
         note = _note(assets, config, candidates)
         with folder.claimed(assets.out, note, overwrite=overwrite, worker=worker) as begun:
@@ -186,13 +186,14 @@ class _Assets:
 class _Run:
     """One call of `generate`: its assets, and what is done with those that are finished."""
 
-    def __init__(self, assets: _Assets, finisher: Finisher, config, stop, report, finished):
-        self.assets, self.finisher, self.config = assets, finisher, config
+    def __init__(self, assets: _Assets, config, stop, report, finished):
+        self.assets, self.config = assets, config
         self.stop, self.report = stop, report
         # Whatever of the program can be refused is refused here, before a folder is claimed.
         self.stages = assets.opened.stages
         if assets.start is not None:
             self.stages = starting_from(self.stages, assets.start)
+        self.finisher = Finisher(assets.recipe, self.stages[-1].representation)
         self._finished, self._one_at_a_time = finished, threading.Lock()
 
     def finished(self, about: dict) -> None:

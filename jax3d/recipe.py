@@ -17,6 +17,7 @@ from jax3d import config_files
 from jax3d.bounds import Range, Text
 from jax3d.fields.grid import GridConfig
 from jax3d.fields.mlp import MlpConfig
+from jax3d.fields.nerstf import NerstfConfig
 from jax3d.fields.triplane import TriplaneConfig
 from jax3d.guidance.csd import CSDConfig
 from jax3d.guidance.hifa import HiFAConfig
@@ -58,7 +59,7 @@ class Recipe:
     maker: NativeConfig | LrmConfig | PicturedConfig | DiskConfig | None = None
     """The model that makes the asset, or the start of its distillation; None starts from a fresh
     field."""
-    field: TriplaneConfig | MlpConfig | GridConfig = dataclasses.field(
+    field: TriplaneConfig | MlpConfig | GridConfig | NerstfConfig = dataclasses.field(
         default_factory=TriplaneConfig
     )
     optimize: AssetConfig = dataclasses.field(default_factory=AssetConfig)

@@ -16,6 +16,7 @@ from toys import knobs, optimizer, pages, run_block, sampler, shot, stack
 from jax3d.camera import orbit
 from jax3d.fields.grid import GridConfig, grid
 from jax3d.fields.mlp import MlpConfig, mlp
+from jax3d.fields.nerstf import NerstfConfig, nerstf
 from jax3d.fields.triplane import TriplaneConfig, triplane
 from jax3d.guidance.csd import csd
 from jax3d.guidance.hifa import hifa
@@ -24,17 +25,28 @@ from jax3d.guidance.nfsd import nfsd
 from jax3d.guidance.score import ScoreConfig
 from jax3d.guidance.sds import SDSConfig, sds
 from jax3d.guidance.vsd import SecondCritic, vsd
-from jax3d.models import lrm, openlrm, props_lrm, props_native, triposr
+from jax3d.mesh import cubes
+from jax3d.models import (
+    lrm,
+    openlrm,
+    props_lrm,
+    props_native,
+    shap_e,
+    shap_e_renderer,
+    triposr,
+)
 from jax3d.models.base import Model
+from jax3d.nn import prior_transformer
 from jax3d.nn.dino import DinoConfig
 from jax3d.optimize import asset, engine
 from jax3d.optimize.asset import AssetConfig
 from jax3d.optimize.checkpoint import Checkpoints
 from jax3d.optimize.engine import EngineConfig
 from jax3d.optimize.stage import Task, as_stage
+from jax3d.priors import schedulers
 from jax3d.priors.empirical import EmpiricalData, condition, empirical
 from jax3d.priors.gaussian import GaussianData, gaussian
-from jax3d.types import Cond, Look, Prompt, Ramp
+from jax3d.types import Cond, Condition, Look, Prompt, Ramp
 
 SIZE = 8
 TRIPOSR = {
@@ -79,6 +91,7 @@ REPRESENTATIONS = {
     ),
     "mlp": mlp(MlpConfig(frequencies=2, hidden=4, blocks=1, coarse=4, samples=4)),
     "grid": grid(GridConfig(resolution=6, beta=0.1, samples=6)),
+    "nerstf": nerstf(NerstfConfig(hidden=4, layers=2, coarse=4, samples=4)),
 }
 PRIORS = {
     "gaussian": (gaussian(SIZE), GaussianData(IMAGES[0], jnp.float32(0.1))),
@@ -101,11 +114,65 @@ GUIDANCES = {
 
 def feed_forward(design) -> Model:
     """A model of tiny sizes with random weights."""
-    like = lrm.abstract_params(design)
-    leaves, tree = jax.tree.flatten(like)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    drawn = [0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    return lrm.model(design, lrm.split(tree.unflatten(drawn)), "tiny")
+    return lrm.model(design, lrm.split(drawn(lrm.abstract_params(design))), "tiny")
+
+
+def drawn(like):
+    """Random weights."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), x.dtype), like)
+
+
+def native_sampler() -> Model:
+    """Shap-E of tiny sizes with random weights, told the length of a text."""
+    prior = prior_transformer.from_config(PRIOR)
+    renderer = shap_e_renderer.from_config(RENDERER)
+    renderer = renderer._replace(field=renderer.field.__class__(4, 2, coarse=4, samples=4))
+    params = {
+        "prior": drawn(prior_transformer.abstract_params(prior)),
+        "renderer": shap_e_renderer.split(
+            drawn(shap_e_renderer.abstract_params(renderer)), renderer
+        ),
+    }
+    found = schedulers.sampler(HEUN, 3)
+    sampling = shap_e.Sampling(found.grid, found.start, "x0", 1.0)
+    nothing = np.zeros((cubes.CASES, cubes.SLOTS, 3), np.int32)
+    tables = shap_e_renderer.Tables(nothing, nothing[..., 0] > 0)
+
+    def condition(prompt):
+        told = jnp.sin(jnp.arange(4.0) + len(prompt.text))[None]
+        return Condition(Cond(told), Cond(jnp.zeros_like(told)))
+
+    design = shap_e.Design(prior, sampling, renderer.field, tables)
+    return shap_e.model(design, params, shap_e.Reader(condition, 4, "lengths"), "tiny")
+
+
+PRIOR = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 4,
+    "num_layers": 1,
+    "embedding_dim": 4,
+    "num_embeddings": 8,
+    "time_embed_dim": 8,
+    "time_embed_act_fn": "gelu",
+    "embedding_proj_dim": 4,
+    "clip_embed_dim": 8,
+    "norm_in_type": "layer",
+}
+RENDERER = {
+    "d_latent": 4,
+    "d_hidden": 4,
+    "n_hidden_layers": 2,
+    "insert_direction_at": 2,
+    "param_names": ["nerstf.mlp.0.weight", "nerstf.mlp.1.weight"],
+}
+HEUN = {
+    "_class_name": "HeunDiscreteScheduler",
+    "beta_schedule": "exp",
+    "num_train_timesteps": 64,
+    "timestep_spacing": "linspace",
+    "use_karras_sigmas": True,
+}
 
 
 ENCODER = DinoConfig(
@@ -127,6 +194,7 @@ MODELS = {
     "reconstructor": RECONSTRUCTOR,
     "triposr": feed_forward(triposr.design(TRIPOSR, encoder=ENCODER)),
     "openlrm": feed_forward(openlrm.design(OPENLRM, encoder=ENCODER)),
+    "shap_e": native_sampler(),
 }
 PICTURES = np.random.default_rng(0).random((3, 9, 8, 4), np.float32)
 PROMPTS = [
@@ -146,6 +214,14 @@ staged = pytest.mark.parametrize(
 )
 representations = pytest.mark.parametrize(
     "rep", REPRESENTATIONS.values(), ids=REPRESENTATIONS.keys()
+)
+# To an optimiser all fields are alike.
+optimised = pytest.mark.parametrize(
+    "rep",
+    [
+        pytest.param(rep, id=name, marks=[pytest.mark.slow] * (name in ("grid", "nerstf")))
+        for name, rep in REPRESENTATIONS.items()
+    ],
 )
 priors = pytest.mark.parametrize(("prior", "weights"), PRIORS.values(), ids=PRIORS.keys())
 guidances = pytest.mark.parametrize("guidance", GUIDANCES.values(), ids=GUIDANCES.keys())
@@ -235,6 +311,7 @@ def test_model(model):
     keys = jax.random.split(jax.random.key(0), 2)
     conds = stack([model.condition(PROMPTS[k]) for k in (0, 2)])
     numbers = stack([knobs(1, model_scale=3.0), knobs(2, model_scale=1.0)])
+    numbers = stack([knobs(k, guidance_scale=g, model_scale=g) for k, g in ((1, 3.0), (2, 1.0))])
 
     def make(key, cond, knobs):
         z = model.begin(key, cond)
@@ -265,7 +342,9 @@ def test_a_model_is_a_stage_that_can_be_stopped_at_any_step(model, tmp_path):
         def keep(outcome):
             found[outcome.track.index] = (outcome.track.status, jax.tree.leaves(outcome.params))
 
-        task = lambda k: Task(conds[k], knobs(k, model_scale=2.0), (model.steps,))  # noqa: E731
+        def task(k):
+            return Task(conds[k], knobs(k, model_scale=2.0), (model.steps,))
+
         config = EngineConfig(block=2, slots=2)
         engine.run([stage], task, indices, keep, config=config, stop=stop, **where)
         return found
@@ -315,13 +394,7 @@ def test_guidance(guidance):
     assert metrics["residual_norm"].shape == (2,)
 
 
-@pytest.mark.parametrize(
-    "rep",
-    [
-        pytest.param(rep, id=name, marks=[pytest.mark.slow] * (name == "grid"))
-        for name, rep in REPRESENTATIONS.items()
-    ],
-)
+@optimised
 @priors
 def test_a_sweep_of_knobs_is_one_program(rep, prior, weights):
     config = AssetConfig(views=2, camera=asset.CameraConfig())

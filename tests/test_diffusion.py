@@ -6,6 +6,7 @@ import pytest
 from jax3d import diffusion
 
 SCHEDULES = [diffusion.linear, diffusion.scaled_linear, diffusion.cosine]
+"""Of published tables; `exponential` is a closed form."""
 
 
 def gaussian_eps(abar, mean, std):
@@ -40,6 +41,11 @@ def test_schedules_against_published_tables():
         ],
         rtol=1e-5,
     )
+
+
+def test_the_exponential_schedule_is_even_in_its_logarithm():
+    abar = np.asarray(diffusion.exponential(1024), np.float64)
+    np.testing.assert_allclose(np.log(abar), -12 * np.arange(1, 1025) / 1024, rtol=2e-5)
 
 
 def test_zero_terminal_snr_moves_the_end_alone():
@@ -125,6 +131,43 @@ def test_ddim_converges_to_the_flow_of_gaussian_data_with_order_one():
     coarse, fine = error(40), error(200)
     assert fine < 0.02
     assert 3.0 < coarse / fine < 8.0
+
+
+def test_heun_converges_to_the_flow_of_gaussian_data_with_order_two():
+    # See above; along all but the last noise levels, where the flow is steep.
+    abar = diffusion.scaled_linear()
+    mean, std, z = 0.3, 0.5, jnp.array([-1.5, 0.2, 1.0])
+    denoise = gaussian_eps(abar, mean, std)
+
+    def error(steps):
+        path = jax.tree.map(lambda x: x[: steps * 3 // 4], diffusion.grid(abar, steps))
+        ends = (path.alpha[0], path.sigma[0]), (path.next_alpha[-1], path.next_sigma[-1])
+        stds = [jnp.sqrt(alpha**2 * std**2 + sigma**2) for alpha, sigma in ends]
+        exact = ends[1][0] * mean + stds[1] * (z - ends[0][0] * mean) / stds[0]
+        return float(jnp.max(jnp.abs(diffusion.heun(denoise, z, path) - exact)))
+
+    coarse, fine = error(40), error(200)
+    assert fine < 2e-4
+    assert 15.0 < coarse / fine < 40.0
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_heun_finds_the_only_sample(steps):
+    abar = diffusion.scaled_linear()
+    mean = jnp.linspace(-1, 1, 12)
+    z = jax.random.normal(jax.random.key(1), mean.shape)
+    asked = []
+
+    def denoise(z, t):
+        asked.append(int(t))
+        return gaussian_eps(abar, mean, 0.0)(z, t)
+
+    grid = diffusion.grid(abar, steps)
+    with jax.disable_jit():
+        x = diffusion.heun(denoise, z, grid)
+    np.testing.assert_allclose(x, mean, atol=1e-5)
+    t = np.asarray(grid.t).tolist()
+    assert asked == t[:1] + [each for each in t[1:] for _ in range(2)]
 
 
 def test_ancestral_sampling_draws_the_distribution():

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jax3d import weights
 from jax3d.bounds import Count, Natural, Positive
-from jax3d.nn.layers import dense
+from jax3d.nn.layers import dense, layer_norm
 from jax3d.types import Params
 from jax3d.weights import Flat, WeightsError, find_weights, to_flax
 
@@ -37,6 +37,21 @@ class TextOutput(NamedTuple):
     """`pooled` in the shared space, if the tower has the projection."""
 
 
+class Stack(NamedTuple):
+    """Sizes of a tower's layers."""
+
+    layers: int
+    heads: int
+    intermediate: int
+    """Hidden width of the perceptrons."""
+    act: str
+    eps: float
+    """Of the norms."""
+    causal: bool
+    """Tokens attend to themselves and to those before them; else to all."""
+    dtype: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class CLIPTextConfig:
     """A tower as its `config.json` describes it; `with_projection` adds the shared space."""
@@ -53,6 +68,19 @@ class CLIPTextConfig:
     projection_dim: Count = 768
     with_projection: bool = False
     dtype: Any = jnp.float32
+
+    @property
+    def stack(self) -> Stack:
+        """Of its layers."""
+        return Stack(
+            self.num_hidden_layers,
+            self.num_attention_heads,
+            self.intermediate_size,
+            self.hidden_act,
+            self.layer_norm_eps,
+            causal=True,
+            dtype=self.dtype,
+        )
 
 
 class CLIPTextModel(nn.Module):
@@ -87,8 +115,8 @@ class TextTransformer(nn.Module):
         """All hidden states, and the last one normalised."""
         c = self.config
         x = Embeddings(c, name="embeddings")(input_ids)
-        states = Layers(c, name="encoder")(x)
-        return states, _norm(c, "final_layer_norm")(states[-1])
+        states = Layers(c.stack, name="encoder")(x)
+        return states, layer_norm("final_layer_norm", c.layer_norm_eps)(states[-1])
 
 
 class Embeddings(nn.Module):
@@ -109,68 +137,68 @@ class Embeddings(nn.Module):
         return tokens + table(c.max_position_embeddings, "position_embedding")(positions)
 
 
+# Layers, of texts and of pictures.
+
+
 class Layers(nn.Module):
     """The stack of layers."""
 
-    config: CLIPTextConfig
+    stack: Stack
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l c"]) -> tuple[Float[Array, "b l c"], ...]:
         """The input and the state after each layer."""
         states = [x]
-        for i in range(self.config.num_hidden_layers):
-            states.append(Layer(self.config, name=f"layers_{i}")(states[-1]))
+        for i in range(self.stack.layers):
+            states.append(Layer(self.stack, name=f"layers_{i}")(states[-1]))
         return tuple(states)
 
 
 class Layer(nn.Module):
-    """Causal self-attention and a two-layer perceptron, both residual."""
+    """Self-attention and a two-layer perceptron, both residual."""
 
-    config: CLIPTextConfig
+    stack: Stack
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
         """The next state."""
-        c = self.config
-        x = x + SelfAttention(c, name="self_attn")(_norm(c, "layer_norm1")(x))
-        return x + MLP(c, name="mlp")(_norm(c, "layer_norm2")(x))
+        s = self.stack
+        x = x + SelfAttention(s, name="self_attn")(layer_norm("layer_norm1", s.eps)(x))
+        return x + MLP(s, name="mlp")(layer_norm("layer_norm2", s.eps)(x))
 
 
 class SelfAttention(nn.Module):
-    """Causal multi-head attention with biases."""
+    """Multi-head attention with biases."""
 
-    config: CLIPTextConfig
+    stack: Stack
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
-        """Each token attends to itself and to those before it."""
-        c = self.config
-        heads = (*x.shape[:-1], c.num_attention_heads, -1)
-        q, k, v = (
-            dense(c.hidden_size, c.dtype, True, f"{name}_proj")(x).reshape(heads) for name in "qkv"
-        )
-        y = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-        return dense(c.hidden_size, c.dtype, True, "out_proj")(y.reshape(x.shape))
+        """What each token reads of the others."""
+        s, width = self.stack, x.shape[-1]
+        heads = (*x.shape[:-1], s.heads, -1)
+        q, k, v = (dense(width, s.dtype, True, f"{name}_proj")(x).reshape(heads) for name in "qkv")
+        y = jax.nn.dot_product_attention(q, k, v, is_causal=s.causal)
+        return dense(width, s.dtype, True, "out_proj")(y.reshape(x.shape))
 
 
 class MLP(nn.Module):
     """Two linear layers around the activation."""
 
-    config: CLIPTextConfig
+    stack: Stack
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
         """Maps each token by itself."""
-        c = self.config
-        x = dense(c.intermediate_size, c.dtype, True, "fc1")(x)
-        return dense(c.hidden_size, c.dtype, True, "fc2")(ACTIVATIONS[c.hidden_act](x))
+        s, width = self.stack, x.shape[-1]
+        x = dense(s.intermediate, s.dtype, True, "fc1")(x)
+        return dense(width, s.dtype, True, "fc2")(ACTIVATIONS[s.act](x))
 
 
-def _norm(c: CLIPTextConfig, name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(c.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, name=name)
+# Folders.
 
 
-_MOST_LAYERS = 128
+MOST_LAYERS = 128
 """Layers that are traced; OpenCLIP bigG, the deepest tower in use, has 32."""
 
 
@@ -187,7 +215,7 @@ def from_config(config: dict[str, Any], dtype: Any = jnp.float32) -> CLIPTextMod
         raise ValueError(f"hidden_act = {act!r} is not supported, only {sorted(ACTIVATIONS)}")
     chosen = weights.checked_fields(config, CLIPTextConfig, ("dtype", "with_projection"))
     tower = CLIPTextConfig(**chosen, with_projection="Projection" in kind, dtype=dtype)
-    if tower.num_hidden_layers > _MOST_LAYERS or tower.max_position_embeddings < 3:
+    if tower.num_hidden_layers > MOST_LAYERS or tower.max_position_embeddings < 3:
         raise WeightsError(
             f"a tower of {tower.num_hidden_layers} layers and {tower.max_position_embeddings} "
             "positions cannot be meant"

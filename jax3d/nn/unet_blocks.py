@@ -39,13 +39,16 @@ class TimestepEmbedding(nn.Module):
     act: str = "silu"
     post_act: str | None = None
     dtype: Any = jnp.float32
+    out_dim: int | None = None
+    """Of the second layer; None: `dim`."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b e"]:
         """Maps sinusoids, a camera or other numbers to the time embedding's width."""
         x = nn.Dense(self.dim, dtype=jnp.float32, param_dtype=self.dtype, name="linear_1")(x)
         x = ACTIVATIONS[self.act](x)
-        x = nn.Dense(self.dim, dtype=jnp.float32, param_dtype=self.dtype, name="linear_2")(x)
+        out = self.out_dim or self.dim
+        x = nn.Dense(out, dtype=jnp.float32, param_dtype=self.dtype, name="linear_2")(x)
         return ACTIVATIONS[self.post_act](x) if self.post_act else x
 
 

@@ -183,10 +183,12 @@ def alphas_cumprod(config: Mapping[str, Any]) -> Float[Array, " T"]:
             abar = diffusion.cosine(total)
         case "sigmoid":
             abar = diffusion.sigmoid(total, *ends)
+        case "exp":
+            abar = diffusion.exponential(total)
         case other:
             raise ValueError(
                 f"beta_schedule {shown(other)} is not known; "
-                "known are linear, scaled_linear, squaredcos_cap_v2 and sigmoid"
+                "known are linear, scaled_linear, squaredcos_cap_v2, sigmoid and exp"
             )
     if config.get("rescale_betas_zero_snr", False):
         abar = diffusion.zero_terminal_snr(abar)
@@ -225,14 +227,13 @@ def sampler(config: Mapping[str, Any], steps: int) -> Sampler:
     if spacing not in get_args(diffusion.Spacing):
         raise ValueError(f"timestep_spacing {shown(spacing)} is not known")
     abar = alphas_cumprod(config)
-    clip = _clip(config)
     match config.get("_class_name"):
         case "DDIMScheduler":
-            sample = partial(diffusion.ddim, clip=clip, keep_eps=True)
+            sample = partial(diffusion.ddim, clip=clip(config), keep_eps=True)
             return Sampler(_grid(config, abar, steps), sample, False, 1.0)
         case "DDPMScheduler":
             large = str(config.get("variance_type")).startswith("fixed_large")
-            sample = partial(diffusion.ddim, eta=1.0, clip=clip, large=large)
+            sample = partial(diffusion.ddim, eta=1.0, clip=clip(config), large=large)
             return Sampler(_grid(config, abar, steps), sample, True, 1.0)
         case "PNDMScheduler":
             if steps < 2:
@@ -247,22 +248,28 @@ def sampler(config: Mapping[str, Any], steps: int) -> Sampler:
             grid = _euler_grid(config, abar, steps)
             sample = partial(diffusion.ddim, eta=1.0)
             return Sampler(grid, sample, True, _euler_start(config, grid))
+        case "HeunDiscreteScheduler":
+            grid = _euler_grid(config, abar, steps)
+            sample = partial(diffusion.heun, clip=clip(config))
+            return Sampler(grid, sample, False, _euler_start(config, grid))
         case "DPMSolverMultistepScheduler":
             grid = _dpm_grid(config, abar, steps)
             return Sampler(grid, _dpm_solver(config, steps), False, 1.0)
         case other:
             raise ValueError(
                 f"the sampler {shown(other)} is not known; known are DDIM, DDPM, "
-                "PNDM, EulerDiscrete, EulerAncestralDiscrete and DPMSolverMultistep"
+                "PNDM, EulerDiscrete, EulerAncestralDiscrete, HeunDiscrete and DPMSolverMultistep"
             )
 
 
-def _clip(config) -> diffusion.Clip:
+def clip(config: Mapping[str, Any]) -> diffusion.Clip:
+    """How a scheduler's config bounds estimates of the clean sample."""
     if config.get("thresholding", False):
         ratio = config.get("dynamic_thresholding_ratio", 0.995)
         most = config.get("sample_max_value", 1.0)
         return partial(diffusion.dynamic_threshold, ratio=ratio, most=most)
-    return config.get("clip_sample_range", 1.0) if config.get("clip_sample", True) else None
+    usual = config.get("_class_name") != "HeunDiscreteScheduler"  # diffusers' defaults
+    return config.get("clip_sample_range", 1.0) if config.get("clip_sample", usual) else None
 
 
 def _plms_in_v(abar) -> Callable[..., Array]:

@@ -80,7 +80,8 @@ def test_a_critics_own_sampler_draws_the_steps_of_its_table(name, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [
-    "DDIM", "DDPM", "PNDM", "EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep",
+    "DDIM", "DDPM", "PNDM", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete",
+    "DPMSolverMultistep",
 ])  # fmt: skip
 def test_the_makers_sampler_draws_the_data(tmp_path, kind):
     config = {"_class_name": f"{kind}Scheduler", "num_train_timesteps": 200, "beta_end": 0.1}
