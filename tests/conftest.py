@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-from importlib.metadata import version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A program is compiled once in a run, for all workers and the processes that tests start. The
@@ -11,17 +10,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     _programs = tempfile.TemporaryDirectory(prefix="jax3d-tests-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
-# The tests compile much and compute little: without LLVM's optimisation programs compile in half
-# the time, and by XLA's older way to emit loops in a third of that. An unknown flag would end the
-# process.
-_OLDER = "--xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""
-os.environ["JAX3D_TEST_XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {_OLDER}"
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        os.environ["JAX3D_TEST_XLA_FLAGS"],
-    ]
+# The tests compile much and compute little: without LLVM's optimisation they take half the time.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 
 import jax

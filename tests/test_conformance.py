@@ -202,9 +202,8 @@ PROMPTS = [
     for text, picture in zip(("a red chair", "a cat", "a blue mug"), PICTURES, strict=True)
 ]
 
-models = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
-# Two models of one step are alike to the engine.
-slow_models = {"openlrm"}
+# Two models of one step are alike to the engine, and two flows on the same latents.
+slow_models = {"openlrm", "reconstructor"}
 staged = pytest.mark.parametrize(
     "model",
     [
@@ -306,7 +305,7 @@ def test_prior(prior, weights):
     assert abar[-1] >= 0
 
 
-@models
+@staged
 def test_model(model):
     keys = jax.random.split(jax.random.key(0), 2)
     conds = stack([model.condition(PROMPTS[k]) for k in (0, 2)])

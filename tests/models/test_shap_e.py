@@ -192,7 +192,7 @@ def test_a_batch_of_prompts_is_each_alone(model):
     one = jax.jit(run)
     for k in range(3):
         cond, number = jax.tree.map(lambda x, k=k: x[k], (conds, numbers))
-        np.testing.assert_allclose(together.z[k], one(cond, number).z, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(together.z[k], one(cond, number).z, rtol=1e-4, atol=1e-4)
     # A sweep over guidance is one program.
     assert one._cache_size() == 1
     assert np.abs(together.z[0] - together.z[1]).max() > 0.1

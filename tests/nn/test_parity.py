@@ -193,6 +193,7 @@ def test_bfloat16_keeps_the_direction_of_the_residual(tmp_path, system):
     assert 0.999 <= cosine < 1 - 1e-9
 
 
+@pytest.mark.slow
 def test_remat_changes_no_gradient(tmp_path):
     io = vectors("sd21/unet_io")
     net, params = unet.load(write_network(tmp_path, "sd21", "unet"))

@@ -107,7 +107,13 @@ def test_every_asset_takes_its_own_steps(undisturbed):
         assert outcome.track.device_seconds > 0
 
 
-@pytest.mark.parametrize(("slots", "devices"), [(1, 1), (3, 1), (4, 2), (8, 8)])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("slots", "devices"),
+    [(1, 1), (8, 8), pytest.param(3, 1, marks=SLOW), pytest.param(4, 2, marks=SLOW)],
+)
 def test_slots_devices_and_neighbours_change_no_asset(undisturbed, slots, devices):
     outcomes, _ = swept([7, 3, 0, 10, 1, 9, 2, 8, 4, 6, 5], slots=slots, devices=devices)
     for index, outcome in outcomes.items():
@@ -158,7 +164,9 @@ class Stop(Exception):
     """Ends a sweep from within."""
 
 
-@pytest.mark.parametrize(("slots", "devices"), [(4, 1), (8, 4), (2, 2)])
+@pytest.mark.parametrize(
+    ("slots", "devices"), [(8, 4), pytest.param(4, 1, marks=SLOW), pytest.param(2, 2, marks=SLOW)]
+)
 def test_a_sweep_goes_on_with_other_slots_and_devices(undisturbed, tmp_path, slots, devices):
     kept = {}
 
@@ -340,7 +348,7 @@ def run_until(out, moments, cache):
     script = KILLED.format(tests=str(here.parent), here=str(here))
     env = {
         **os.environ,
-        "XLA_FLAGS": os.environ["JAX3D_TEST_XLA_FLAGS"],
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

@@ -143,6 +143,7 @@ def test_assets_fold_into_the_batch_and_share_the_weights():
     assert many.count("stablehlo.dot_general") == one.count("stablehlo.dot_general")
 
 
+@pytest.mark.slow
 def test_a_step_of_many_assets_is_one_batch():
     """All of an SDS step, encoder and its gradient included: as many convolutions as for one."""
     net = unet.from_config(NETWORKS["sd15"]["unet"]["config"])
