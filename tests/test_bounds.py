@@ -27,6 +27,7 @@ from jax3d.knobs import KnobValues
 from jax3d.nn.props_unet import UNetConfig
 from jax3d.optimize.engine import EngineConfig
 from jax3d.recipe import Recipe
+from jax3d.train.lrm import LrmTraining
 from jax3d.train.native import NativeTraining
 from jax3d.train.prior import PriorTraining
 from jax3d.train.scorer import ScorerTraining
@@ -227,8 +228,13 @@ def test_timesteps_are_drawn_upwards(low, high, told):
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/*.py")), ids=str)
 def test_what_ships_is_within_bounds(path):
-    kinds = {"prior": PriorTraining, "native": NativeTraining}
-    kind = kinds.get(path.stem.partition("_")[0], Recipe)
+    trainings = {
+        "prior_cpu": PriorTraining,
+        "prior_gpu": PriorTraining,
+        "native_cpu": NativeTraining,
+        "lrm_cpu": LrmTraining,
+    }
+    kind = trainings.get(path.stem, Recipe)
     bounds.check(recipes.load(path, kind))
     bounds.check(EngineConfig(), "engine")
     bounds.check(ScorerTraining())
