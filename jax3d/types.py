@@ -106,6 +106,27 @@ class Render:
 
 
 @struct.dataclass
+class Gaussians:
+    """3D Gaussians with their true values: none is a logarithm or a logit (Kerbl et al. 2023).
+
+    A Gaussian's covariance is R diag(scales^2) R^T, R of `quats`; its opacity is that of its
+    centre, seen from anywhere.
+    """
+
+    means: Float[Numbers, "*b n 3"]
+    """Centres, metres, world space."""
+    quats: Float[Numbers, "*b n 4"]
+    """Rotations (w, x, y, z) of any length above 0."""
+    scales: Float[Numbers, "*b n 3"]
+    """Standard deviations along the axes, metres, >= 0."""
+    opacities: Float[Numbers, "*b n"]
+    """[0, 1]."""
+    sh: Float[Numbers, "*b n k 3"]
+    """Real spherical harmonics of the colour less 1/2, sRGB, in world axes; k is (degree + 1)^2, of
+    degree 0 to 3."""
+
+
+@struct.dataclass
 class Mesh:
     """A triangle mesh with an optional texture. Host-side: leaves are NumPy arrays."""
 
