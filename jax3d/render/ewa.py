@@ -9,7 +9,7 @@ max(0, SH(direction) + 1/2), its direction from the camera to the centre.
 Letters: v views, n Gaussians, k coefficients of spherical harmonics.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -158,15 +158,20 @@ def rotations(quats: Float[Array, "*n 4"]) -> Float[Array, "*n 3 3"]:
 
 
 def harmonics(sh: Float[Array, "*n k 3"], directions: Float[Array, "*v 3"]) -> Float[Array, "*v 3"]:
-    """Real spherical harmonics of degree 0 to 3 (k of 1, 4, 9 or 16) along unit directions.
+    """Real spherical harmonics of degree 0 to 3 (k of 1, 4, 9 or 16) along unit directions."""
+    basis = harmonic_basis(*jnp.moveaxis(directions, -1, 0), sh.shape[-2])
+    return sum(b[..., None] * sh[..., i, :] for i, b in enumerate(basis))
+
+
+def harmonic_basis(x: Any, y: Any, z: Any, count: int) -> list[Any]:
+    """The first `count` (1, 4, 9 or 16) real spherical harmonics of unit vectors, by arithmetic.
 
     Signs as in 3D Gaussian splatting: with the Condon-Shortley phase.
     """
-    x, y, z = jnp.moveaxis(directions, -1, 0)
-    basis = [SH0 * jnp.ones_like(x)]
-    if sh.shape[-2] > 1:
+    basis = [SH0 + 0 * x]
+    if count > 1:
         basis += [-0.48860251190292 * y, 0.48860251190292 * z, -0.48860251190292 * x]
-    if sh.shape[-2] > 4:
+    if count > 4:
         basis += [
             1.092548430592079 * x * y,
             -1.092548430592079 * y * z,
@@ -174,7 +179,7 @@ def harmonics(sh: Float[Array, "*n k 3"], directions: Float[Array, "*v 3"]) -> F
             -1.092548430592079 * x * z,
             0.5462742152960395 * (x * x - y * y),
         ]
-    if sh.shape[-2] > 9:
+    if count > 9:
         basis += [
             -0.5900435899266435 * y * (3 * x * x - y * y),
             2.890611442640554 * x * y * z,
@@ -184,7 +189,7 @@ def harmonics(sh: Float[Array, "*n k 3"], directions: Float[Array, "*v 3"]) -> F
             1.445305721320277 * z * (x * x - y * y),
             -0.5900435899266435 * x * (x * x - 3 * y * y),
         ]
-    return sum(b[..., None] * sh[..., i, :] for i, b in enumerate(basis))
+    return basis
 
 
 def _times(matrix: Float[Array, "*a 3 3"], x: Float[Array, "*b 3"]) -> Float[Array, "*c 3"]:
