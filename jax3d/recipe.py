@@ -12,6 +12,7 @@ from typing import Annotated
 
 from jax3d import config_files
 from jax3d.bounds import Range, Text
+from jax3d.fields.gaussians import GaussiansConfig
 from jax3d.fields.mlp import MlpConfig
 from jax3d.fields.triplane import TriplaneConfig
 from jax3d.guidance.csd import CSDConfig
@@ -46,7 +47,9 @@ class Pictures:
 class Recipe:
     """How an asset is made."""
 
-    field: TriplaneConfig | MlpConfig = dataclasses.field(default_factory=TriplaneConfig)
+    field: TriplaneConfig | MlpConfig | GaussiansConfig = dataclasses.field(
+        default_factory=TriplaneConfig
+    )
     optimize: AssetConfig = dataclasses.field(default_factory=AssetConfig)
     guidance: SDSConfig | CSDConfig | NFSDConfig | ISMConfig | HiFAConfig | VSDConfig = (
         dataclasses.field(default_factory=lambda: SDSConfig(score=ScoreConfig(view_words="none")))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 Params = Any
 """A pytree of arrays."""
@@ -96,6 +96,9 @@ class Render:
     """Compositing weights of the fine samples, where the representation has such."""
     background: Float[Array, "*v H W 3"] | None = None
     """What the representation itself has learnt to put behind the object, [0, 1]."""
+    overflow: Int[Array, "*v"] | None = None
+    """What was left out for want of room, where the representation has rooms of fixed size; 0: the
+    picture is right."""
 
     def over(self, background: Any) -> Float[Array, "*v H W 3"]:
         """The pictures over a background: `[3]`, one colour a view or one a pixel."""
