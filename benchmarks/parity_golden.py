@@ -30,7 +30,9 @@ from jax3d import diffusion, prompts, weights
 from jax3d.guidance import perp_neg, score
 from jax3d.nn import clip_text, tokenizer, unet, vae
 from jax3d.priors import ldm, mvdream, schedulers, zero123
-from jax3d.types import Camera, Cond
+from jax3d.render import splat
+from jax3d.render.ewa import View
+from jax3d.types import Camera, Cond, Gaussians
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -585,6 +587,49 @@ def lora_estimate(sd15: Path, root: Path, io: Arrays, z_t, t):
     return jax.jit(net.apply)({"params": params}, twice(z_t), twice(t), twice(text), labels)
 
 
+# Gaussians.
+
+
+def check_splats(system: Path, split: str) -> dict[Path, tuple[Arrays, Checks]]:
+    """Projection, pictures and gradients, by the fast path and by the reference."""
+    found = {}
+    for path in sorted((system / split).rglob("*.npz")):
+        io = read(path)
+        meta = json.loads(str(io.pop("meta")))
+        for show in (splat.splat, splat.splat_reference):
+            found[path / show.__name__] = io, check_scene(show, io, meta)
+    return found
+
+
+def check_scene(show: Callable, io: Arrays, meta: dict) -> Checks:
+    """One scene by one renderer."""
+    size = (meta["height"], meta["width"])
+    config = splat.SplatConfig(
+        antialiased=meta["antialiased"], blur=meta["eps2d"], near=meta["near"]
+    )
+    names = ("means", "quats", "scales", "opacities", "sh")
+    scene = Gaussians(*(jnp.asarray(io[f"in_{name}"]) for name in names))
+    view = View(jnp.asarray(io["in_viewmats"]), jnp.asarray(io["in_Ks"]))
+    near = partial(Check, tolerance=2e-4)
+
+    def total(scene, viewmats):
+        out = show(scene, View(viewmats, view.intrinsics), size, config)
+        rgb = out.rgb + (1 - out.alpha)[..., None] * io["in_background"]
+        pictures = {"rgb": rgb, "alpha": out.alpha, "depth": out.depth}
+        return sum(jnp.vdot(x, io[f"in_dL_{k}"]) for k, x in pictures.items()), pictures
+
+    slopes, pictures = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(scene, view.viewmats)
+    prints = splat.footprints(scene, view, size, config)
+    slopes = zip((*names, "viewmats"), jax.tree.leaves(slopes), strict=True)
+    projected = ("means2d", "conics", "depths", "compensations")
+    return (
+        {name: near(np.asarray(x)) for name, x in pictures.items()}
+        | {name: near(np.asarray(getattr(prints, name))) for name in projected}
+        | {"sh_rgb": near(np.asarray(prints.rgb)), "radii": Check(np.asarray(prints.radii), 0)}
+        | {f"grad_{name}": Check(np.asarray(x), 1e-3, True) for name, x in slopes}
+    )
+
+
 # Tokenizer and manifests.
 
 
@@ -742,6 +787,8 @@ def walk_system(root: Path, name: str, split: str) -> dict[Path, tuple[Arrays, C
         return check_clip_image(root, split)
     if name == "manifests":
         return check_manifests(system)
+    if name == "gaussians":
+        return check_splats(system, split)
     found = {}
     for path in sorted((system / split).rglob("*.npz")):
         io = read(path)
@@ -771,7 +818,7 @@ def main() -> int:
     parser.add_argument("--split", default="dev")
     parser.add_argument("--only", nargs="+", default=None, metavar="SYSTEM")
     args = parser.parse_args()
-    known = [*SYSTEMS, "clip_tokenizer", "clip_image", "manifests"]
+    known = [*SYSTEMS, "clip_tokenizer", "clip_image", "manifests", "gaussians"]
     there = {"clip_image": "zero123"}  # in whose folder its vectors are
     names = args.only or [n for n in known if (args.root / there.get(n, n)).is_dir()]
     if unknown := [name for name in names if name not in known]:

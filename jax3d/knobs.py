@@ -56,6 +56,10 @@ class KnobValues:
     """Smoothness of rendered normals."""
     lambda_tv: Weight = (0.0,)
     """Total variation of the representation's grids."""
+    lambda_splat_opacity: Weight = (0.0,)
+    """Mean opacity of Gaussians: those of no use fade, and are put elsewhere (MCMC: 0.01)."""
+    lambda_splat_scale: Weight = (0.0,)
+    """Mean standard deviation of Gaussians, metres (MCMC: 0.01)."""
     p_shaded: Part = (0.0,)
     """Chance that a view is lit by a random lamp; the others show the bare albedo."""
     background: tuple[Share, Share, Share] = (1.0, 1.0, 1.0)
@@ -87,7 +91,8 @@ class KnobValues:
             name: Ramp(*map(np.float32, _line(name, numbers, steps)))
             for name, numbers in values.items()
         }
-        return Knobs(seed=np.uint32(seed), background=background, **ramps)
+        run = {"seed": np.uint32(seed), "steps": np.float32(steps)}
+        return Knobs(**run, background=background, **ramps)
 
 
 def _line(name: str, numbers: Values, steps: int | float) -> tuple[float, float, float, float]:
@@ -118,9 +123,11 @@ Knobs = struct.dataclass(
         (),
         {
             "__module__": __name__,
-            "__doc__": "The knobs of an asset, or of A: its seed, and a `Ramp` for each number.",
+            "__doc__": "The knobs of an asset, or of A: its seed, the steps of its whole run, and "
+            "a `Ramp` for each number.",
             "__annotations__": {
                 "seed": UInt[Scalars, "*A"],
+                "steps": Float[Scalars, "*A"],
                 "background": Float[Numbers, "*A 3"],
                 **{f.name: Ramp for f in dataclasses.fields(KnobValues) if f.name != "background"},
             },

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 Params = Any
 """A pytree of arrays."""
@@ -96,6 +96,9 @@ class Render:
     """Compositing weights of the fine samples, where the representation has such."""
     background: Float[Array, "*v H W 3"] | None = None
     """What the representation itself has learnt to put behind the object, [0, 1]."""
+    overflow: Int[Array, "*v"] | None = None
+    """What was left out for want of room, where the representation has rooms of fixed size; 0: the
+    picture is right."""
 
     def over(self, background: Any) -> Float[Array, "*v H W 3"]:
         """The pictures over a background: `[3]`, one colour a view or one a pixel."""
@@ -103,6 +106,27 @@ class Render:
         if 1 < background.ndim < self.rgb.ndim:
             background = background[..., None, None, :]
         return self.rgb + (1 - self.alpha)[..., None] * background
+
+
+@struct.dataclass
+class Gaussians:
+    """3D Gaussians with their true values: none is a logarithm or a logit (Kerbl et al. 2023).
+
+    A Gaussian's covariance is R diag(scales^2) R^T, R of `quats`; its opacity is that of its
+    centre, seen from anywhere.
+    """
+
+    means: Float[Numbers, "*b n 3"]
+    """Centres, metres, world space."""
+    quats: Float[Numbers, "*b n 4"]
+    """Rotations (w, x, y, z) of any length above 0."""
+    scales: Float[Numbers, "*b n 3"]
+    """Standard deviations along the axes, metres, >= 0."""
+    opacities: Float[Numbers, "*b n"]
+    """[0, 1]."""
+    sh: Float[Numbers, "*b n k 3"]
+    """Real spherical harmonics of the colour less 1/2, sRGB, in world axes; k is (degree + 1)^2, of
+    degree 0 to 3."""
 
 
 @struct.dataclass

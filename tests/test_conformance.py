@@ -14,6 +14,9 @@ from tiny_models import write_lrm, write_native
 from toys import knobs, optimizer, pages, run_block, sampler, shot, stack
 
 from jax3d.camera import orbit
+from jax3d.fields.base import Taken
+from jax3d.fields.densify import Classical
+from jax3d.fields.gaussians import GaussiansConfig, gaussians
 from jax3d.fields.grid import GridConfig, grid
 from jax3d.fields.mlp import MlpConfig, mlp
 from jax3d.fields.nerstf import NerstfConfig, nerstf
@@ -92,6 +95,9 @@ REPRESENTATIONS = {
     "mlp": mlp(MlpConfig(frequencies=2, hidden=4, blocks=1, coarse=4, samples=4)),
     "grid": grid(GridConfig(resolution=6, beta=0.1, samples=6)),
     "nerstf": nerstf(NerstfConfig(hidden=4, layers=2, coarse=4, samples=4)),
+    "gaussians": gaussians(
+        GaussiansConfig(capacity=12, start=8, degree=1, normals=True, densify=Classical(every=1))
+    ),
 }
 PRIORS = {
     "gaussian": (gaussian(SIZE), GaussianData(IMAGES[0], jnp.float32(0.1))),
@@ -278,9 +284,16 @@ def test_representation(rep):
     assert np.min(density) >= 0
     assert np.max(np.linalg.norm(render.normal, axis=-1)) <= 1 + 1e-5
     assert all(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(slope))
-    memory = rep.memory(params)
-    adapted = rep.adapt(params, slope, memory, slope, 0, keys[0])
-    assert jax.tree.structure(adapted) == jax.tree.structure((params, slope, memory))
+    memory = jax.vmap(rep.memory)(params)
+    taken = Taken(jnp.int32(0), jnp.float32(0.0), rep.rates(0.0))
+
+    def adapt(params, slope, memory, key):
+        return rep.adapt(params, slope, memory, slope, taken, key)
+
+    adapted = assert_vmap_is_a_loop(adapt, (params, slope, memory, keys))
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (params, slope, memory))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), adapted) == shapes
+    assert set(rep.rates(0.5)) <= set(params)
 
 
 @priors

@@ -12,16 +12,33 @@ Memory = Any
 of Gaussians are alive."""
 
 
+class Taken(NamedTuple):
+    """The step that an adaptation follows."""
+
+    step: Any
+    """int32 []: steps that the asset has taken before it."""
+    progress: Any
+    """float []: how much of its run that was, [0, 1]."""
+    rates: dict[str, Any]
+    """The learning rate that each group of parameters had, the knobs' factor included."""
+
+
 def no_memory(params: Params) -> Memory:
     """The `memory` of representations that keep none."""
     del params
     return ()
 
 
-def no_adapt(params, opt_state, memory, gradient, step, key):
+def no_adapt(params, opt_state, memory, gradient, taken, key):
     """The `adapt` of representations that never change their layout."""
-    del gradient, step, key
+    del gradient, taken, key
     return params, opt_state, memory
+
+
+def no_rates(progress) -> dict[str, Any]:
+    """The `rates` of representations that leave them to the config."""
+    del progress
+    return {}
 
 
 class Representation(NamedTuple):
@@ -50,6 +67,11 @@ class Representation(NamedTuple):
     marching cubes on `density` and `color`."""
     memory: Callable[[Params], Memory] = no_memory
     """`memory(params) -> memory` before the first step."""
-    adapt: Callable[[Params, Any, Memory, Params, Any, Key], tuple[Params, Any, Memory]] = no_adapt
-    """`adapt(params, opt_state, memory, gradient, step, key) -> (params, opt_state, memory)` after
+    adapt: Callable[[Params, Any, Memory, Params, Taken, Key], tuple[Params, Any, Memory]] = (
+        no_adapt
+    )
+    """`adapt(params, opt_state, memory, gradient, taken, key) -> (params, opt_state, memory)` after
     each step, shapes unchanged: densification, pruning."""
+    rates: Callable[[Any], dict[str, Any]] = no_rates
+    """`rates(progress) -> {group: learning rate}` at a share of the run in [0, 1], of the groups
+    (top-level names of the parameters) that want their own; those of the config go before them."""

@@ -20,7 +20,7 @@ from jaxtyping import Array
 from jax3d import camera
 from jax3d.bounds import INT32, RISING, Natural, NonNegative, Range, Share
 from jax3d.camera import CameraConfig
-from jax3d.fields.base import Representation
+from jax3d.fields.base import Representation, Taken
 from jax3d.guidance.base import Guidance, Shot, Term, scale_gradient
 from jax3d.guidance.losses import of_pictures, weigh
 from jax3d.knobs import Knobs
@@ -50,8 +50,9 @@ class AssetConfig:
     rate: NonNegative = 0.01
     """Learning rate of Adam."""
     rates: tuple[tuple[str, NonNegative], ...] = ()
-    """Learning rates of single groups, by the top-level names of the parameters. What a guidance
-    trains beside the asset goes by the name "guidance"."""
+    """Learning rates of single groups, by the top-level names of the parameters, in place of `rate`
+    and of what the representation itself asks for. What a guidance trains beside the asset goes by
+    the name "guidance"."""
     p_grey: Share = 0.5
     """Chance that a view gets a background of random grey instead of the knobs'."""
     grey: Annotated[tuple[Share, Share], RISING] = (0.25, 1.0)
@@ -158,7 +159,7 @@ def make(representation: Representation, terms: Sequence[Term], config: AssetCon
             term.guidance.init(_of_term(own_key, i)) if term.guidance.init is not None else None
             for i, term in enumerate(terms)
         )
-        learning_rates(config, params, own)
+        group_rates(config, representation, 0.0, params)
         opt_state = (adam.init(params), adam.init(own))
         memory = representation.memory(params)
         return AssetState(jnp.zeros((), jnp.int32), params, opt_state, memory, own)
@@ -189,15 +190,17 @@ def make(representation: Representation, terms: Sequence[Term], config: AssetCon
         )
         updates, opt_state = zip(*map(adam.update, gradient, state.opt_state), strict=True)
         lr = knobs.lr.at(state.step)
+        progress = jnp.clip(state.step / knobs.steps, 0.0, 1.0)
+        groups = group_rates(config, representation, progress, state.params)
+        metrics["grad_norm"] = _norm(gradient[0], learning_rates(groups, *trained)[0])
+        groups = {name: lr * rate for name, rate in groups.items()}
+        rates = learning_rates(groups, *trained)
         params, own = jax.tree.map(
-            lambda x, update, rate: x - (lr * rate * update).astype(x.dtype),
-            trained,
-            updates,
-            learning_rates(config, *trained),
+            lambda x, update, rate: x - (rate * update).astype(x.dtype), trained, updates, rates
         )
-        metrics["grad_norm"] = optax.tree.norm(gradient[0])
+        taken = Taken(state.step, progress, groups)
         params, adapted, memory = representation.adapt(
-            params, opt_state[0], state.memory, gradient[0], state.step, adapt_key
+            params, opt_state[0], state.memory, gradient[0], taken, adapt_key
         )
         opt_state = (adapted, opt_state[1])
         return AssetState(state.step + 1, params, opt_state, memory, own, state.shown), metrics
@@ -210,10 +213,13 @@ def _judge(representation, term: Term, params, own, keys, state, shared, cond, k
     cameras = term.cameras(keys[0], cond)
     look = term.look(keys[1], state.step, cameras, knobs)
     render = representation.render(params, keys[2], cameras, look, (size, size))
+    overflow, render = render.overflow, render.replace(overflow=None)
     weight = term.weight(knobs).at(state.step)
     weighed = jax.tree.map(lambda x: scale_gradient(x, weight), render)
     shot = Shot(state.step, cameras, look, weighed)
     scalar, metrics = term.guidance.loss(shared, keys[3], shot, cond, knobs, own)
+    if overflow is not None:
+        metrics = metrics | {"overflow": jnp.sum(overflow).astype(jnp.float32)}
     return scalar, metrics, of_pictures(render)
 
 
@@ -231,16 +237,31 @@ def _named(metrics: Sequence[dict[str, Array]]) -> dict[str, Array]:
     }
 
 
-def learning_rates(config: AssetConfig, params: Params, own: Params) -> tuple[Any, Any]:
-    """The learning rate of each leaf, before the knobs' factor."""
-    groups = dict(config.rates)
+def group_rates(
+    config: AssetConfig, representation: Representation, progress, params: Params
+) -> dict[str, Any]:
+    """The learning rate of each group at a share of the run, before the knobs' factor.
+
+    Raises `ValueError` for rates of a group that there is not.
+    """
     names = {_group(path) for path, _ in jax.tree.leaves_with_path(params)} | {"guidance"}
-    if unknown := set(groups) - names:
+    rates = representation.rates(progress) | dict(config.rates)
+    if unknown := set(rates) - names:
         raise ValueError(f"rates: no group {sorted(unknown)}; there are {sorted(names)}")
-    of_params = jax.tree.map_with_path(
-        lambda path, _: groups.get(_group(path), config.rate), params
+    return dict.fromkeys(sorted(names), config.rate) | rates
+
+
+def learning_rates(groups: dict[str, Any], params: Params, own: Params) -> tuple[Any, Any]:
+    """The learning rate of each leaf."""
+    of_params = jax.tree.map_with_path(lambda path, _: groups[_group(path)], params)
+    return of_params, jax.tree.map(lambda _: groups["guidance"], own)
+
+
+def _norm(gradient: Params, rates: Any) -> Array:
+    """Of the gradient, without the groups whose rate is 0: they are not trained."""
+    return optax.tree.norm(
+        jax.tree.map(lambda g, rate: jnp.where(jnp.asarray(rate) == 0, 0, g), gradient, rates)
     )
-    return of_params, jax.tree.map(lambda _: groups.get("guidance", config.rate), own)
 
 
 def _group(path) -> str:

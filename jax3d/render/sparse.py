@@ -181,7 +181,7 @@ def _schedule(m: int, keep: Bool[Array, "n s"] | None, chunk: int):
     if keep is None:
         return -(-m // chunk), lambda i: i * chunk + slots
     rank = _rank(keep)
-    trips = (_over_batch(rank[-1]) + chunk - 1) // chunk
+    trips = (largest_of_batch(rank[-1]) + chunk - 1) // chunk
 
     def find(i):
         index = jnp.searchsorted(rank, i * chunk + slots + 1).astype(jnp.int32)
@@ -191,14 +191,14 @@ def _schedule(m: int, keep: Bool[Array, "n s"] | None, chunk: int):
 
 
 @jax.custom_batching.custom_vmap
-def _over_batch(count):
+def largest_of_batch(count):
     """The largest count of a vmapped batch: one loop bound for all, as superfluous chunks are
     empty. A bound per member would have XLA select whole accumulators in each turn."""
     return count
 
 
-@_over_batch.def_vmap
-def _largest(axis_size, in_batched, count):
+@largest_of_batch.def_vmap
+def _the_largest(axis_size, in_batched, count):
     del axis_size, in_batched
     return jnp.max(count), False
 
