@@ -21,6 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity_instantmesh
 import parity_lrm
 from rich.console import Console
 from rich.table import Table
@@ -684,6 +685,11 @@ def check_triposr(split: Path, path: Path, io: Arrays) -> Checks:
     return {k: Check(*v) for k, v in parity_lrm.check_triposr(split, path, io).items()}
 
 
+def check_instantmesh(split: Path, path: Path, io: Arrays) -> Checks:
+    """See `parity_instantmesh`."""
+    return {k: Check(*v) for k, v in parity_instantmesh.check(split, path, io).items()}
+
+
 # The walk.
 
 SYSTEMS: dict[str, Callable[[Path, Path, Arrays], Checks]] = {
@@ -695,10 +701,12 @@ SYSTEMS: dict[str, Callable[[Path, Path, Arrays], Checks]] = {
     "guidance": check_guidance,
     "openlrm": check_openlrm,
     "triposr": check_triposr,
+    "instantmesh": check_instantmesh,
 }
 INPUTS = re.compile(
     r"in_.*|addnoise_(x0|noise|t)|eta\d+_noises|sel|zero123_ref|posterior_eps|num_frames"
-    r"|render_(cameras|noise_.*)|crop_anchors|points|query_points|cam_fovy_deg"
+    r"|render_(cameras|noise_.*)|noise_(stratified|pdf)|crop_anchors|points|query_points"
+    r"|cam_fovy_deg|fc_sdf_used"
 )
 
 

@@ -24,7 +24,7 @@ from jax3d.guidance.nfsd import nfsd
 from jax3d.guidance.score import ScoreConfig
 from jax3d.guidance.sds import SDSConfig, sds
 from jax3d.guidance.vsd import SecondCritic, vsd
-from jax3d.models import lrm, openlrm, props_lrm, props_native, triposr
+from jax3d.models import instantmesh, lrm, openlrm, props_lrm, props_native, triposr
 from jax3d.models.base import Model
 from jax3d.nn.dino import DinoConfig
 from jax3d.optimize import asset, engine
@@ -61,6 +61,20 @@ OPENLRM = {
     "triplane_dim": 2,
     "rendering_samples_per_ray": 4,
     "encoder_type": "dinov2",
+}
+INSTANTMESH = {
+    "model_config": {
+        "params": {
+            "transformer_dim": 8,
+            "transformer_layers": 1,
+            "transformer_heads": 2,
+            "triplane_low_res": 2,
+            "triplane_dim": 2,
+            "rendering_samples_per_ray": 4,
+            "grid_res": 4,
+            "grid_scale": 2.1,
+        }
+    }
 }
 CAMERAS = orbit(jnp.array([0.3, 2.0]), jnp.array([0.2, 0.4]), 2.7, 0.7)
 IMAGES = jax.random.uniform(jax.random.key(0), (4, SIZE, SIZE, 3))
@@ -99,13 +113,28 @@ GUIDANCES = {
 }
 
 
-def feed_forward(design) -> Model:
-    """A model of tiny sizes with random weights."""
-    like = lrm.abstract_params(design)
+def drawn(like):
+    """Random weights of these shapes."""
     leaves, tree = jax.tree.flatten(like)
     keys = jax.random.split(jax.random.key(0), len(leaves))
-    drawn = [0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    return lrm.model(design, lrm.split(tree.unflatten(drawn)), "tiny")
+    return tree.unflatten(
+        [0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    )
+
+
+def feed_forward(design) -> Model:
+    """A model of tiny sizes with random weights."""
+    return lrm.model(design, lrm.split(drawn(lrm.abstract_params(design))), "tiny")
+
+
+def of_views(variant: str) -> Model:
+    """A tiny InstantMesh; it is shown a part of a picture that could be a sheet of views."""
+    design = instantmesh.design(INSTANTMESH, variant, encoder=ENCODER)
+    params = instantmesh.split(design, drawn(instantmesh.abstract_params(design)))
+    model = instantmesh.model(design, params, "tiny")
+    return model._replace(
+        condition=lambda prompt: model.condition(prompt._replace(image=prompt.image[:, :6]))
+    )
 
 
 ENCODER = DinoConfig(
@@ -127,6 +156,8 @@ MODELS = {
     "reconstructor": RECONSTRUCTOR,
     "triposr": feed_forward(triposr.design(TRIPOSR, encoder=ENCODER)),
     "openlrm": feed_forward(openlrm.design(OPENLRM, encoder=ENCODER)),
+    "instantmesh-nerf": of_views("nerf"),
+    "instantmesh-mesh": of_views("mesh"),
 }
 PICTURES = np.random.default_rng(0).random((3, 9, 8, 4), np.float32)
 PROMPTS = [
@@ -135,8 +166,8 @@ PROMPTS = [
 ]
 
 models = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
-# Two models of one step are alike to the engine.
-slow_models = {"openlrm"}
+# Models of one step are alike to the engine.
+slow_models = {"openlrm", "instantmesh-nerf", "instantmesh-mesh"}
 staged = pytest.mark.parametrize(
     "model",
     [
