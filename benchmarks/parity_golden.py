@@ -21,7 +21,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import parity_instantmesh
 import parity_lrm
 import parity_shap_e
 from rich.console import Console
@@ -753,11 +752,6 @@ def check_clip_image(root: Path, split: str) -> dict[Path, tuple[Arrays, Checks]
     return {path: (io, {k: Check(*v) for k, v in checks.items()})}
 
 
-def check_instantmesh(split: Path, path: Path, io: Arrays) -> Checks:
-    """See `parity_instantmesh`."""
-    return {k: Check(*v) for k, v in parity_instantmesh.check(split, path, io).items()}
-
-
 # The walk.
 
 SYSTEMS: dict[str, Callable[[Path, Path, Arrays], Checks]] = {
@@ -770,12 +764,11 @@ SYSTEMS: dict[str, Callable[[Path, Path, Arrays], Checks]] = {
     "openlrm": check_openlrm,
     "triposr": check_triposr,
     "shap_e": check_shap_e,
-    "instantmesh": check_instantmesh,
 }
 INPUTS = re.compile(
     r"in_.*|addnoise_(x0|noise|t)|eta\d+_noises|sel|zero123_ref|posterior_eps|num_frames"
     r"|render_(cameras|noise_.*)|crop_anchors|points|query_points|cam_fovy_deg"
-    r"|noise_(stratified|pmf|pdf|importance)|q_pos|grid_size|mesh_sdf_bias_added|fc_sdf_used"
+    r"|noise_(stratified|pmf|importance)|q_pos|grid_size|mesh_sdf_bias_added"
 )
 
 

@@ -30,7 +30,6 @@ from jax3d.guidance.sds import SDSConfig, sds
 from jax3d.guidance.vsd import SecondCritic, vsd
 from jax3d.mesh import cubes
 from jax3d.models import (
-    instantmesh,
     lrm,
     openlrm,
     props_lrm,
@@ -77,20 +76,6 @@ OPENLRM = {
     "triplane_dim": 2,
     "rendering_samples_per_ray": 4,
     "encoder_type": "dinov2",
-}
-INSTANTMESH = {
-    "model_config": {
-        "params": {
-            "transformer_dim": 8,
-            "transformer_layers": 1,
-            "transformer_heads": 2,
-            "triplane_low_res": 2,
-            "triplane_dim": 2,
-            "rendering_samples_per_ray": 4,
-            "grid_res": 4,
-            "grid_scale": 2.1,
-        }
-    }
 }
 CAMERAS = orbit(jnp.array([0.3, 2.0]), jnp.array([0.2, 0.4]), 2.7, 0.7)
 IMAGES = jax.random.uniform(jax.random.key(0), (4, SIZE, SIZE, 3))
@@ -196,16 +181,6 @@ HEUN = {
 }
 
 
-def of_views(variant: str) -> Model:
-    """A tiny InstantMesh; it is shown a part of a picture that could be a sheet of views."""
-    design = instantmesh.design(INSTANTMESH, variant, encoder=ENCODER)
-    params = instantmesh.split(design, drawn(instantmesh.abstract_params(design)))
-    model = instantmesh.model(design, params, "tiny")
-    return model._replace(
-        condition=lambda prompt: model.condition(prompt._replace(image=prompt.image[:, :6]))
-    )
-
-
 ENCODER = DinoConfig(
     patch_size=4,
     grid=2,
@@ -226,8 +201,6 @@ MODELS = {
     "triposr": feed_forward(triposr.design(TRIPOSR, encoder=ENCODER)),
     "openlrm": feed_forward(openlrm.design(OPENLRM, encoder=ENCODER)),
     "shap_e": native_sampler(),
-    "instantmesh-nerf": of_views("nerf"),
-    "instantmesh-mesh": of_views("mesh"),
 }
 PICTURES = np.random.default_rng(0).random((3, 9, 8, 4), np.float32)
 PROMPTS = [
@@ -235,8 +208,8 @@ PROMPTS = [
     for text, picture in zip(("a red chair", "a cat", "a blue mug"), PICTURES, strict=True)
 ]
 
-# Models of one step are alike to the engine, and so are two flows on the same latents.
-slow_models = {"openlrm", "reconstructor", "instantmesh-nerf", "instantmesh-mesh"}
+# Two models of one step are alike to the engine, and two flows on the same latents.
+slow_models = {"openlrm", "reconstructor"}
 staged = pytest.mark.parametrize(
     "model",
     [

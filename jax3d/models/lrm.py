@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from jax3d import bounds, weights
 from jax3d.fields.triplane import TriplaneConfig, triplane
 from jax3d.models.base import Model
-from jax3d.nn import dino, lrm
+from jax3d.nn import lrm
 from jax3d.types import Params, Prompt
 from jax3d.weights import Flat, WeightsError
 
@@ -32,17 +32,16 @@ LATTICE = 64
 class Design(NamedTuple):
     """A model before its weights."""
 
-    network: lrm.OpenLRM | lrm.TripoSR | lrm.InstantMesh
+    network: lrm.OpenLRM | lrm.TripoSR
     field: TriplaneConfig
     """Of the assets; its network is the decoder."""
     side: int
-    """Of a picture that the network reads, pixels."""
+    """Of the picture that the network reads, pixels."""
     planes: Callable[[Params, Any], Any]
-    """`planes(params, shown) -> [3, r, r, c]`: of `network`, by the pairs of axes and in the
-    frame of `fields.triplane`"""
+    """`planes(params, image[s, s, 3]) -> [3, r, r, c]`: of `network`, by the pairs of axes and
+    in the frame of `fields.triplane`"""
     picture: Callable[[Any], Any]
-    """`picture([H, W, 3 or 4]) -> shown`: what the network is shown, on the host; `[s, s, 3]`, or
-    several pictures with their cameras"""
+    """`picture([H, W, 3 or 4]) -> [s, s, 3]`: what the network is shown, on the host"""
 
 
 def field(
@@ -101,8 +100,8 @@ def model(design: Design, params: Params, name: str) -> Model:
     field = design.field
     texels = field.resolution - 2
 
-    def condition(prompt: Prompt):
-        return jax.tree.map(jnp.asarray, design.picture(demand_picture(prompt, name)))
+    def condition(prompt: Prompt) -> Float[Array, "s s 3"]:
+        return jnp.asarray(design.picture(demand_picture(prompt, name)))
 
     def begin(key, image):
         del key, image
@@ -138,18 +137,14 @@ def abstract_params(design: Design) -> Params:
     """The shapes of a model's weights under one roof: the network's, and `decoder_0`, ..."""
     f = design.field
     widths = (3 * f.channels, *(f.hidden,) * f.layers, 4)
-    return lrm.abstract_params(design.network) | perceptron("decoder", widths)
-
-
-def perceptron(name: str, widths: tuple[int, ...]) -> Params:
-    """The shapes of a perceptron's layers, `name_0`, ..., float32."""
-    return {
-        f"{name}_{i}": {
+    decoder = {
+        f"decoder_{i}": {
             "kernel": jax.ShapeDtypeStruct((a, b), jnp.float32),
             "bias": jax.ShapeDtypeStruct((b,), jnp.float32),
         }
         for i, (a, b) in enumerate(pairwise(widths))
     }
+    return lrm.abstract_params(design.network) | decoder
 
 
 def fill(tensors: Flat, like: Params, source: Any) -> Params:
@@ -160,36 +155,17 @@ def fill(tensors: Flat, like: Params, source: Any) -> Params:
     return split(weights.to_flax(tensors, like, source))
 
 
-def split(tree: Params, heads: tuple[str, ...] = ("decoder",)) -> Params:
-    """What `abstract_params` describes, as the model has it: network and perceptrons apart."""
-    parts: dict[str, Any] = {"network": dict(tree)}
-    for head in heads:
-        count = sum(re.fullmatch(rf"{head}_\d+", name) is not None for name in tree)
-        layers = [parts["network"].pop(f"{head}_{i}") for i in range(count)]
-        parts[head] = [{"w": x["kernel"], "b": x["bias"]} for x in layers]
-    return parts
+def split(tree: Params) -> Params:
+    """What `abstract_params` describes, as the model has it: network and decoder apart."""
+    network = {k: v for k, v in tree.items() if not k.startswith("decoder_")}
+    layers = [tree[f"decoder_{i}"] for i in range(len(tree) - len(network))]
+    return {"network": network, "decoder": [{"w": x["kernel"], "b": x["bias"]} for x in layers]}
 
 
 def encoder_names(tensors: Flat, prefix: str, rename: Callable[[Flat], Flat]) -> Flat:
     """The tensors of the image encoder, which begin with `prefix`, under our names."""
     inner = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     return {f"encoder.{k}": v for k, v in rename(inner).items()}
-
-
-_ATTENTION = (
-    (r"_attn\.([qkv])_proj_weight$", r"_attn.to_\1.weight"),
-    (r"_attn\.out_proj\.", "_attn.to_out.0."),
-)
-
-
-def renamed(name: str, tensor: np.ndarray, rules: dino.Rules) -> Flat:
-    """A tensor after all rules and under our names of torch's attention, where joint projections
-    are three tensors."""
-    new = dino.renamed(name, (*rules, *_ATTENTION))
-    if not new.endswith("_attn.in_proj_weight"):
-        return {new: tensor}
-    stem = new.removesuffix("in_proj_weight")
-    return {f"{stem}to_{k}.weight": part for k, part in dino.split_qkv(name, tensor)}
 
 
 def every_other(match: re.Match) -> str:

@@ -156,6 +156,8 @@ _ENCODER = "encoder.model."
 _RULES = (
     (r"^camera_embedder\.mlp\.", "camera_embedder."),
     (r"^transformer\.", ""),
+    (r"_attn\.([qkv])_proj_weight$", r"_attn.to_\1.weight"),
+    (r"_attn\.out_proj\.", "_attn.to_out.0."),
     (r"^synthesizer\.decoder\.net\.(\d{0,3}[02468])\.", lrm.every_other),
 )
 
@@ -168,10 +170,15 @@ def names(tensors: Flat) -> Flat:
     for name, tensor in tensors.items():
         if name.startswith(_ENCODER):
             continue
-        new = lrm.renamed(name, tensor, _RULES)
-        if "decoder.0.weight" in new:
-            new["decoder.0.weight"] = _turned(name, tensor)
-        flat |= new
+        new = dino.renamed(name, _RULES)
+        if new.endswith("_attn.in_proj_weight"):
+            stem = new.removesuffix("in_proj_weight")
+            parts = dino.split_qkv(name, tensor)
+            flat |= {f"{stem}to_{k}.weight": part for k, part in parts}
+        elif new == "decoder.0.weight":
+            flat[new] = _turned(name, tensor)
+        else:
+            flat[new] = tensor
     return flat
 
 

@@ -75,15 +75,8 @@ class Dino(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "b h w 3"], told: Float[Array, "b k"] | None = None
-    ) -> Float[Array, "b l c"]:
+    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b l c"]:
         """The normalised tokens: the class token, the registers, the patches row by row.
-
-        Args:
-          images: to encode.
-          told: an embedding (of a camera) that every layer is told; None for DINO's own network,
-            which has no parameters for one.
 
         Raises:
           ValueError: the sides are no multiples of the patch's.
@@ -91,7 +84,7 @@ class Dino(nn.Module):
         c = self.config
         x = Embeddings(c, self.dtype, name="embeddings")(images)
         for i in range(c.num_hidden_layers):
-            x = Block(c, self.dtype, name=f"blocks_{i}")(x, told)
+            x = Block(c, self.dtype, name=f"blocks_{i}")(x)
         return layer_norm("norm", c.layer_norm_eps)(x)
 
 
@@ -157,28 +150,15 @@ def positions(
 
 
 class Block(nn.Module):
-    """Self-attention and a perceptron, both residual.
-
-    What is told moves and scales the tokens after each norm (DiT's adaptive norm, without gates).
-    """
+    """Self-attention and a perceptron, both residual."""
 
     config: DinoConfig
     dtype: Any
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b l c"], told: Float[Array, "b k"] | None = None
-    ) -> Float[Array, "b l c"]:
+    def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
         """The next tokens."""
         c, width = self.config, self.config.hidden_size
-        moves = (0.0, 0.0, 0.0, 0.0)
-        if told is not None:
-            both = dense(4 * width, self.dtype, True, "adaLN_modulation_1")(nn.silu(told))
-            moves = jnp.split(both[:, None].astype(jnp.float32), 4, axis=-1)
-
-        def norm(y, name, shift, scale):
-            y = layer_norm(name, c.layer_norm_eps)(y)
-            return y if told is None else y * (1 + scale) + shift
 
         def scaled(y, name):
             return LayerScale(name=name)(y).astype(self.dtype) if c.layer_scale else y
@@ -191,8 +171,8 @@ class Block(nn.Module):
             qkv_bias=True,
             name="attn",
         )
-        x = x + scaled(attention(norm(x, "norm1", *moves[:2])), "ls1")
-        y = norm(x, "norm2", *moves[2:])
+        x = x + scaled(attention(layer_norm("norm1", c.layer_norm_eps)(x)), "ls1")
+        y = layer_norm("norm2", c.layer_norm_eps)(x)
         y = nn.gelu(dense(c.intermediate_size, self.dtype, True, "fc1")(y), approximate=False)
         return x + scaled(dense(width, self.dtype, True, "fc2")(y), "ls2")
 

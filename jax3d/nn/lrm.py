@@ -1,12 +1,10 @@
-"""Large reconstruction models: pictures to the features of three planes, in one pass.
+"""Large reconstruction models: one picture to the features of three planes, in one pass.
 
-OpenLRM after LRM (https://arxiv.org/abs/2311.04400), TripoSR (https://arxiv.org/abs/2403.02151) and
-InstantMesh (https://arxiv.org/abs/2404.07191): tokens of the planes, learnt and the same for all
-pictures, attend to each other and to the tokens of an image encoder, and each then becomes 2 x 2
-texels.
+OpenLRM after LRM (https://arxiv.org/abs/2311.04400) and TripoSR (https://arxiv.org/abs/2403.02151):
+tokens of the planes, learnt and the same for all pictures, attend to each other and to the tokens
+of an image encoder, and each then becomes 2 x 2 texels.
 
-Letters: b assets, v pictures of each (one, where there is no v), s their side, n tokens of the
-planes, m of the pictures, d width, r texels.
+Letters: b pictures, s their side, n tokens of the planes, m of the picture, d width, r texels.
 Planes are in the networks' own order and axes; `models` turns them to ours.
 """
 
@@ -83,31 +81,26 @@ class OpenLRM(nn.Module):
         x = jnp.broadcast_to(self.param("pos_embed", start, shape), (b, *shape[1:]))
         x = x.astype(self.dtype)
         for i in range(c.transformer_layers):
-            x = PlanesBlock(c.transformer_heads, self.dtype, name=f"layers_{i}")(x, seen, told)
+            x = ModulatedBlock(c.transformer_heads, self.dtype, name=f"layers_{i}")(x, seen, told)
         x = layer_norm("norm", 1e-6)(x)
         x = x.reshape(b, 3, c.triplane_low_res, c.triplane_low_res, -1)
         return Texels(c.triplane_dim, self.dtype, name="upsampler")(x)
 
 
-class PlanesBlock(nn.Module):
-    """Cross-attention, self-attention and a perceptron; norms may tell each of the camera."""
+class ModulatedBlock(nn.Module):
+    """Cross-attention, self-attention and a perceptron, each told the camera by its norm."""
 
     heads: int
     dtype: Any
 
     @nn.compact
     def __call__(
-        self,
-        x: Float[Array, "b n d"],
-        seen: Float[Array, "b m e"],
-        told: Float[Array, "b k"] | None = None,
+        self, x: Float[Array, "b n d"], seen: Float[Array, "b m e"], told: Float[Array, "b k"]
     ) -> Float[Array, "b n d"]:
-        """The next tokens of the planes, from those of the pictures and the camera's embedding."""
+        """The next tokens of the planes, from those of the picture and the camera's embedding."""
         width = x.shape[-1]
 
         def norm(x, name):
-            if told is None:
-                return layer_norm(name)(x)
             return ModulatedNorm(self.dtype, name=name)(x, told)
 
         def attention(name):
@@ -177,60 +170,14 @@ class TripoSR(nn.Module):
         return Texels(c.out_channels, self.dtype, name="upsample")(x)
 
 
-# InstantMesh.
-
-
-@dataclasses.dataclass(frozen=True)
-class InstantMeshConfig:
-    """The network's part of InstantMesh's `model_config`, under its names."""
-
-    transformer_dim: Count = 1024
-    transformer_layers: Count = 12
-    transformer_heads: Count = 16
-    triplane_low_res: Count = 32
-    triplane_dim: Count = 40
-
-
-class InstantMesh(nn.Module):
-    """InstantMesh without its decoders."""
-
-    config: InstantMeshConfig
-    encoder: DinoConfig
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, images: Float[Array, "b v s s 3"], cameras: Float[Array, "b v 16"]
-    ) -> Float[Array, "b 3 r r c"]:
-        """Planes of pictures in [0, 1] and their cameras (`models.instantmesh.Views`)."""
-        c, b = self.config, len(images)
-        each = cameras.reshape(-1, 16)
-        width = self.encoder.hidden_size
-        told = nn.silu(dense(width, self.dtype, True, "camera_embedder_0")(each))
-        told = dense(width, self.dtype, True, "camera_embedder_2")(told)
-        flat = normalise(images.reshape(-1, *images.shape[2:]))
-        seen = Dino(self.encoder, self.dtype, name="encoder")(flat, told)
-        seen = seen.reshape(b, -1, width)
-        shape = (1, 3 * c.triplane_low_res**2, c.transformer_dim)
-        start = nn.initializers.normal(c.transformer_dim**-0.5)
-        x = jnp.broadcast_to(self.param("pos_embed", start, shape), (b, *shape[1:]))
-        x = x.astype(self.dtype)
-        for i in range(c.transformer_layers):
-            x = PlanesBlock(c.transformer_heads, self.dtype, name=f"layers_{i}")(x, seen)
-        x = layer_norm("norm", 1e-6)(x)
-        x = x.reshape(b, 3, c.triplane_low_res, c.triplane_low_res, -1)
-        return Texels(c.triplane_dim, self.dtype, name="upsampler")(x)
-
-
 MOST_LAYERS = 128
 """Layers that are traced; the deepest of the models in use has 16."""
 
 
-def abstract_params(network: OpenLRM | TripoSR | InstantMesh) -> Params:
+def abstract_params(network: OpenLRM | TripoSR) -> Params:
     """The shapes and dtypes of a network's parameters; nothing is computed."""
     side = network.encoder.grid * network.encoder.patch_size
-    views = (1, 1) if isinstance(network, InstantMesh) else (1,)
-    told = [jax.ShapeDtypeStruct((*views, side, side, 3), jnp.float32)]
-    if not isinstance(network, TripoSR):
-        told.append(jax.ShapeDtypeStruct((*views, 16), jnp.float32))
+    told = [jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)]
+    if isinstance(network, OpenLRM):
+        told.append(jax.ShapeDtypeStruct((1, 16), jnp.float32))
     return jax.eval_shape(network.init, jax.random.key(0), *told)["params"]
