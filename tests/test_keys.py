@@ -14,6 +14,7 @@ from test_conformance import (
     IMAGES,
     MODELS,
     PRIORS,
+    PROMPTS,
     REPRESENTATIONS,
     SIZE,
 )
@@ -80,7 +81,7 @@ def test_a_step_of_two_terms():
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
 def test_models(model):
-    cond = model.condition(Prompt("a red chair"))
+    cond = model.condition(PROMPTS[0])
     z = trace(model.begin, KEY, cond)
     trace(lambda z: model.advance(model.params, z, jnp.int32(0), cond, knobs()), z)
 

@@ -89,7 +89,7 @@ def run(capsys, *argv):
         (["generate", "a red chair", "--out", "s3://bucket/props"], "not to s3://"),
         (["generate", "a red chair", "--candidates", "0"], "--candidates is 0"),
         (["generate", "a red chair", "--cpu-devices", "0"], "cpu-devices is 0"),
-        (["generate", "a red chair", "--config", "porps"], "nearest: props"),
+        (["generate", "a red chair", "--config", "distli"], "nearest: distil"),
         (["generate", "a red chair", "--views", "0"], "--views is 0"),
         (["sweep"], "no manifest"),
         (["sweep", "a.csv", "--process", "1"], "--process needs --processes"),
