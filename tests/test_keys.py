@@ -27,7 +27,7 @@ from jax3d.fields.triplane import TriplaneConfig, triplane
 from jax3d.optimize import asset
 from jax3d.optimize.asset import AssetConfig
 from jax3d.train import prior, scorer
-from jax3d.types import Look, Prompt
+from jax3d.types import Look
 
 KEY = jax.random.key(0)
 

@@ -182,7 +182,8 @@ def condition(params: Params, prompt: Prompt) -> Asked:
         raise ValueError(f"the {NAME} makes assets from pictures; give it one")
     said = bool(prompt.text.strip())
     ids = props.word_ids([prompt.text])[0] if said else np.zeros(props.MAX_WORDS, np.int32)
-    return Asked(prepare(np.asarray(prompt.image)), words(params, ids))
+    picture = jnp.asarray(prepare(np.asarray(prompt.image)))
+    return Asked(picture, words(params, ids))
 
 
 def advance(
