@@ -90,7 +90,7 @@ def pictured(critic: Critic, reconstructor: Model, config: PicturedConfig) -> Mo
             jax.random.split(key, config.candidates),
         )
         near = scorer.similarity(params["scorer"], rgb, told.ids[None])[:, 0]
-        return props_lrm.unmatted(rgb[jnp.argmax(near)])
+        return props_lrm.drawn(rgb[jnp.argmax(near)])
 
     def advance(params: Params, latent: Latent, i, told: Told, knobs) -> Latent:
         def first(latent):

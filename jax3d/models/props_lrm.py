@@ -155,14 +155,19 @@ def _framed(rgba: Float[Array, "H H 4"]) -> Float[Array, "s s 4"]:
     return frame(rgba, box(rgba[..., 3] > _UNSEEN))
 
 
-_GROUND = 0.04
-"""Difference from white below which a pixel of a drawn picture is its ground."""
+_GROUND = 0.08
+"""Difference from the border's colour below which a pixel of a drawn picture is its ground."""
 
 
-def unmatted(rgb: Float[Array, "H H 3"]) -> Float[Array, "s s 4"]:
-    """A picture over white, whose coverage nobody knows, as the encoder sees it."""
-    whole = jnp.concatenate([rgb, jnp.ones_like(rgb[..., :1])], -1)
-    shown = jnp.abs(rgb - 1.0).max(-1) > _GROUND
+def drawn(rgb: Float[Array, "H H 3"]) -> Float[Array, "s s 4"]:
+    """A picture that a critic drew on white or grey, as the encoder sees it, its ground whitened.
+
+    The object's pale parts go with a ground like them, so its coverage is told as not known.
+    """
+    border = jnp.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
+    shown = jnp.abs(rgb - jnp.median(border, axis=0)).max(-1) > _GROUND
+    white = jnp.where(shown[..., None], rgb, 1.0)
+    whole = jnp.concatenate([white, jnp.ones_like(rgb[..., :1])], -1)
     return frame(whole, box(shown)).at[..., 3].set(1.0)
 
 
