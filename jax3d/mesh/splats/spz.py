@@ -125,7 +125,7 @@ def _widths(version: int, k: int) -> list[int]:
     return [6 if version == 1 else 9, 1, 3, 3, 4 if version == 3 else 3, 3 * (k - 1)]
 
 
-def _unpacked(parts: list[UInt8[np.ndarray, "n w"]], version: int, bits: int) -> Gaussians:
+def _unpacked(parts: list[np.ndarray], version: int, bits: int) -> Gaussians:
     positions, opacities, colors, scales, rotations, sh = parts
     if version == 1:
         means = positions.view("<f2").astype(np.float32)
