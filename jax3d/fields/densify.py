@@ -75,7 +75,7 @@ class Mcmc:
 
 def there(params: Params) -> Bool[Array, " n"]:
     """Which places have a Gaussian, by the parameters alone."""
-    return params["opacities"] > DEAD + 10
+    return jnp.asarray(params["opacities"]) > DEAD + 10
 
 
 def start(params: Params, config: Classical | Mcmc) -> Memory:

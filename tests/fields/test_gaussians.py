@@ -119,11 +119,13 @@ def shown():
 
 
 def test_depth_is_the_distance_along_the_ray(shown):
-    mean = np.array([0.4, 0.6, -0.5])
+    mean = jnp.array([0.4, 0.6, -0.5])
     out = shown(of_one(mean, (0.05, 0.05, 0.05)), Look.albedo())
     (column, row), _ = (x[0, 0] for x in cameras.project(CAMERA, mean[None], (33, 33)))
     pixel = (0, int(row), int(column))
-    np.testing.assert_allclose(out.depth[pixel], np.linalg.norm(mean - [3, 0, 0]), rtol=0.01)
+    np.testing.assert_allclose(
+        out.depth[pixel], np.linalg.norm(mean - np.array([3, 0, 0])), rtol=0.01
+    )
     assert out.overflow.tolist() == [0]
 
 

@@ -19,8 +19,8 @@ and up; "rub" right, up, and back to him; "rdf" right, down, and to the front, a
 
 _FROM_WORLD = {
     "world": np.eye(3),
-    "rub": np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0]], float),
-    "rdf": np.array([[0, 1, 0], [0, 0, -1], [-1, 0, 0]], float),
+    "rub": np.array([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]]),
+    "rdf": np.array([[0.0, 1, 0], [0, 0, -1], [-1, 0, 0]]),
 }
 
 
