@@ -24,7 +24,8 @@ from jax3d.data import prop_bank, prop_fields, props
 from jax3d.models import props_latents, props_lrm, props_native
 from jax3d.models.props_latents import Codec
 from jax3d.nn.props_encoder import EncoderConfig
-from jax3d.train.native import SHAPES, TrainState
+from jax3d.train import loop
+from jax3d.train.native import SHAPES, flow_error
 from jax3d.types import Params
 
 
@@ -159,38 +160,20 @@ def make(config: LrmTraining, codec: Codec):
 
     `given` are the native generator's weights; `step` returns `(state, loss)`.
     """
-    falling = int(config.decay * config.steps)
-    schedule = optax.schedules.join_schedules(
-        [
-            optax.schedules.linear_schedule(0.0, config.lr, config.warmup),
-            optax.schedules.constant_schedule(config.lr),
-            optax.schedules.cosine_decay_schedule(config.lr, max(falling, 1)),
-        ],
-        [config.warmup, config.steps - falling],
-    )
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.01)
-    )
+    fall = optax.schedules.cosine_decay_schedule(config.lr, max(loop.falling(config), 1))
+    adam = loop.optimizer(config, fall)
     network, *_ = props_native.read_config(config.start_from)
     spread = props_native.spreads(codec)
 
-    def init(given: Params) -> TrainState:
+    def init(given: Params) -> loop.TrainState:
         key = jax.random.key(config.seed)
         params = props_lrm.init(key, config.encoder, network, len(codec.scale))
-        params |= {name: given[name] for name in ("words", "flow")}
-        ema = jax.tree.map(jnp.copy, params)
-        return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+        return loop.start(params | {name: given[name] for name in ("words", "flow")}, adam)
 
-    def step(state: TrainState, batch):
-        key = jax.random.fold_in(jax.random.key(config.seed + 1), state.step)
-        value, grad = jax.value_and_grad(loss)(state.params, config, network, key, batch, spread)
-        updates, opt_state = optimizer.update(grad, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        keep = jnp.minimum(config.ema, (1.0 + state.step) / (10.0 + state.step))
-        ema = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state.ema, params)
-        return TrainState(state.step + 1, params, ema, opt_state), value
+    def of_batch(params: Params, key, batch: Batch):
+        return loss(params, config, network, key, batch, spread)
 
-    return init, step
+    return init, loop.stepper(of_batch, adam, config)
 
 
 class Batch(NamedTuple):
@@ -218,12 +201,8 @@ def loss(
     asked = jnp.broadcast_to(words + seen * eye, (k, *eye.shape))
     t = (jnp.arange(k * b).reshape(k, b) + jax.random.uniform(k_time)) / (k * b)
     z = jnp.broadcast_to(batch.latents, (k, *batch.latents.shape))
-    z_t = (1.0 - t)[..., None] * z + t[..., None] * jax.random.normal(k_noise, z.shape)
-    x0 = props_native.predict(params["flow"], network, spread, z_t, t, asked)
-    components = z.shape[-1] - props_latents.PAINT_NUMBERS
-    weight = jnp.where(jnp.arange(z.shape[-1]) < components, 1.0, config.paint_weight)
-    # Divided by t^2 this is the velocity's error; the floor spares the steps without noise.
-    return jnp.mean(weight * (x0 - z) ** 2 / (t**2 + 0.05)[..., None])
+    noise = jax.random.normal(k_noise, z.shape)
+    return flow_error(params, network, spread, z, t, noise, asked, config.paint_weight)
 
 
 def look(
@@ -255,28 +234,19 @@ def train(config: LrmTraining, folder: Path, report: Callable[[str], None] = pri
     codec, network = given["codec"], props_native.read_config(config.start_from)[0]
     bank = open_bank(folder, config.bank, codec, report)
     init, step = make(config, codec)
-    checkpoint = folder / "checkpoint.safetensors"
-    if checkpoint.exists():
-        state = weights.load_tree(checkpoint, jax.eval_shape(init, given))
-        report(f"going on from step {int(state.step)}")
-    else:
-        state = init(given)
-    step, losses = jax.jit(step, donate_argnums=0), []
-    for k in range(int(state.step) + 1, config.steps + 1):
-        state, value = step(state, draw_batch(bank, config, k))
-        losses.append(value)
-        if k % config.save_every == 0 or k == config.steps:
-            report(f"step {k} of {config.steps}: loss {float(np.mean(jax.device_get(losses))):.4f}")
-            losses = []
-            weights.save_safetensors(state, checkpoint)
-            props_lrm.save(
-                folder / "lrm.safetensors",
-                state.ema,
-                config.encoder,
-                network,
-                weights.digest(codec),
-            )
-    return folder / "lrm.safetensors"
+    state = loop.resumed(folder, jax.eval_shape(init, given), report)
+    state = init(given) if state is None else state
+    path, digest = folder / "lrm.safetensors", weights.digest(codec)
+    loop.run(
+        step,
+        state,
+        ((draw_batch(bank, config, k),) for k in range(int(state.step) + 1, config.steps + 1)),
+        config,
+        folder,
+        lambda params: props_lrm.save(path, params, config.encoder, network, digest),
+        report,
+    )
+    return path
 
 
 def draw_batch(bank: Bank, config: LrmTraining, step: int) -> Batch:

@@ -7,16 +7,16 @@ over the last part.
 """
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
 from jaxtyping import Array, Float, Int
 
 from jax3d import weights
@@ -25,6 +25,7 @@ from jax3d.data import prop_fields, prop_shapes, props
 from jax3d.models import props_latents, props_native
 from jax3d.models.props_latents import Codec, Features
 from jax3d.nn.props_flow import FlowConfig
+from jax3d.train import loop
 from jax3d.types import Params
 
 SHAPES = tuple((name, a) for name, (_, have) in prop_shapes.BUILDERS.items() for a in have)
@@ -73,18 +74,6 @@ class NativeTraining:
     save_every: Count = 500
 
 
-@struct.dataclass
-class TrainState:
-    """All that a checkpoint of the training holds."""
-
-    step: Any
-    """int32 []"""
-    params: Params
-    ema: Params
-    """Running mean of the parameters: what is shipped."""
-    opt_state: Any
-
-
 class Told(NamedTuple):
     """What the captions of each shape S in each colour C are; constants of the world."""
 
@@ -115,36 +104,18 @@ def make(config: NativeTraining):
 
     `step` returns `(state, loss)`; `latents` `[n, components]` are of shapes in turn.
     """
-    falling = int(config.decay * config.steps)
-    schedule = optax.schedules.join_schedules(
-        [
-            optax.schedules.linear_schedule(0.0, config.lr, config.warmup),
-            optax.schedules.constant_schedule(config.lr),
-            optax.schedules.linear_schedule(config.lr, 0.0, falling),
-        ],
-        [config.warmup, config.steps - falling],
-    )
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.01)
-    )
+    fall = optax.schedules.linear_schedule(config.lr, 0.0, loop.falling(config))
+    adam = loop.optimizer(config, fall)
     world = told()
 
-    def init() -> TrainState:
+    def init() -> loop.TrainState:
         key = jax.random.key(config.seed)
-        params = props_native.init(key, config.network, config.components)
-        ema = jax.tree.map(jnp.copy, params)  # a donated state may not hold a buffer twice
-        return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+        return loop.start(props_native.init(key, config.network, config.components), adam)
 
-    def step(state: TrainState, latents, spread):
-        key = jax.random.fold_in(jax.random.key(config.seed + 1), state.step)
-        value, grad = jax.value_and_grad(loss)(state.params, config, world, key, latents, spread)
-        updates, opt_state = optimizer.update(grad, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        keep = jnp.minimum(config.ema, (1.0 + state.step) / (10.0 + state.step))
-        ema = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state.ema, params)
-        return TrainState(state.step + 1, params, ema, opt_state), value
+    def of_batch(params: Params, key, latents, spread):
+        return loss(params, config, world, key, latents, spread)
 
-    return init, step
+    return init, loop.stepper(of_batch, adam, config)
 
 
 def loss(
@@ -169,11 +140,27 @@ def loss(
     kept = jax.random.uniform(k_text, (b,)) >= config.drop_text
     asked = props_native.gist(props_native.embed(params["words"], jnp.where(kept[:, None], ids, 0)))
     t = (jnp.arange(b) + jax.random.uniform(k_time)) / b
-    z_t = (1.0 - t)[:, None] * z + t[:, None] * jax.random.normal(k_noise, z.shape)
-    x0 = props_native.predict(params["flow"], config.network, spread, z_t, t, asked)
-    weight = jnp.where(jnp.arange(z.shape[1]) < latents.shape[1], 1.0, config.paint_weight)
+    noise = jax.random.normal(k_noise, z.shape)
+    return flow_error(params, config.network, spread, z, t, noise, asked, config.paint_weight)
+
+
+def flow_error(
+    params: Params,
+    network: FlowConfig,
+    spread: Float[Array, " e"],
+    z: Float[Array, "*b e"],
+    t: Float[Array, "*b"],
+    noise: Float[Array, "*b e"],
+    told: Float[Array, "*b w"],
+    paint_weight: float,
+) -> Float[Array, ""]:
+    """How far the flow is from clean latents `z` at times `t`, an error of the paints weighted."""
+    z_t = (1.0 - t)[..., None] * z + t[..., None] * noise
+    x0 = props_native.predict(params["flow"], network, spread, z_t, t, told)
+    components = z.shape[-1] - props_latents.PAINT_NUMBERS
+    weight = jnp.where(jnp.arange(z.shape[-1]) < components, 1.0, paint_weight)
     # Divided by t^2 this is the velocity's error; the floor spares the steps without noise.
-    return jnp.mean(weight * (x0 - z) ** 2 / (t**2 + 0.05)[:, None])
+    return jnp.mean(weight * (x0 - z) ** 2 / (t**2 + 0.05)[..., None])
 
 
 def open_shapes(folder: Path, config: ShapesConfig, report: Callable[[str], None]) -> Features:
@@ -267,24 +254,19 @@ def train(config: NativeTraining, folder: Path, report: Callable[[str], None] = 
     codec = open_codec(folder, config, features, report)
     z, spread = jnp.asarray(latents(codec, features)), props_native.spreads(codec)
     init, step = make(config)
-    checkpoint = folder / "checkpoint.safetensors"
-    if checkpoint.exists():
-        state = weights.load_tree(checkpoint, jax.eval_shape(init))
-        report(f"going on from step {int(state.step)}")
-    else:
+    state = loop.resumed(folder, jax.eval_shape(init), report)
+    if state is None:
         state = init()
         if config.start_from is not None:
-            params = _given(config.start_from, codec)
-            state = state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
-    step = jax.jit(step, donate_argnums=0)
-    losses = []
-    for k in range(int(state.step) + 1, config.steps + 1):
-        state, value = step(state, z, spread)
-        losses.append(value)
-        if k % config.save_every == 0 or k == config.steps:
-            report(f"step {k} of {config.steps}: loss {float(np.mean(jax.device_get(losses))):.4f}")
-            losses = []
-            weights.save_safetensors(state, checkpoint)
-            params = {**state.ema, "codec": codec}
-            props_native.save(folder / "native.safetensors", params, config.network)
-    return folder / "native.safetensors"
+            state = loop.starting_from(state, _given(config.start_from, codec))
+    path = folder / "native.safetensors"
+    loop.run(
+        step,
+        state,
+        itertools.repeat((z, spread), config.steps - int(state.step)),
+        config,
+        folder,
+        lambda params: props_native.save(path, {**params, "codec": codec}, config.network),
+        report,
+    )
+    return path

@@ -9,22 +9,22 @@ over the last part, so a run can be prolonged from any checkpoint before its dec
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jax3d import diffusion, weights
+from jax3d import diffusion
 from jax3d.bounds import Count, Natural, NonNegative, Positive, Range, Seed, Share
 from jax3d.data import prop_bank, props
 from jax3d.data.prop_bank import BankConfig
 from jax3d.nn.props_unet import UNetConfig
 from jax3d.priors import embedded as critic
-from jax3d.types import Camera, Key, Params
+from jax3d.train import loop
+from jax3d.types import Camera, Key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,41 +66,18 @@ class PriorTraining:
         return None
 
 
-@struct.dataclass
-class TrainState:
-    """All that a checkpoint of the training holds."""
-
-    step: Any
-    """int32 []"""
-    params: Params
-    ema: Params
-    """Running mean of the parameters: what is shipped."""
-    opt_state: Any
-
-
 def make(config: PriorTraining):
-    """The pure pieces of the training: `(init() -> state, step(state, batch) -> (state, loss))`.
+    """The pure pieces of the training: `(init() -> state, step(state, *batch) -> (state, loss))`.
 
     `batch` is `(rgba u8[b, S, S, 4], spec[b], Camera[b], photograph bool[b])`.
     """
-    schedule = optax.schedules.join_schedules(
-        [
-            optax.schedules.linear_schedule(0.0, config.lr, config.warmup),
-            optax.schedules.constant_schedule(config.lr),
-            optax.schedules.linear_schedule(config.lr, 0.0, int(config.decay * config.steps)),
-        ],
-        [config.warmup, config.steps - int(config.decay * config.steps)],
-    )
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.01)
-    )
+    fall = optax.schedules.linear_schedule(config.lr, 0.0, loop.falling(config))
+    adam = loop.optimizer(config, fall)
     captions = jnp.asarray(props.caption_table())
     alphas_cumprod = diffusion.cosine()
 
-    def init() -> TrainState:
-        params = critic.init(jax.random.key(config.seed), config.network)
-        ema = jax.tree.map(jnp.copy, params)  # a donated state may not hold a buffer twice
-        return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+    def init() -> loop.TrainState:
+        return loop.start(critic.init(jax.random.key(config.seed), config.network), adam)
 
     def loss(params, key, rgba, spec, camera, photograph):
         k_text, k_view, k_ground, k_time, k_noise, k_order = jax.random.split(key, 6)
@@ -122,16 +99,7 @@ def make(config: PriorTraining):
         variance = jnp.maximum(1.0 - alphas_cumprod[t], 0.1)[:, None, None, None]
         return jnp.mean((x0 - z) ** 2 / variance)
 
-    def step(state: TrainState, batch):
-        key = jax.random.fold_in(jax.random.key(config.seed + 1), state.step)
-        value, grad = jax.value_and_grad(loss)(state.params, key, *batch)
-        updates, opt_state = optimizer.update(grad, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        keep = jnp.minimum(config.ema, (1.0 + state.step) / (10.0 + state.step))
-        ema = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state.ema, params)
-        return TrainState(state.step + 1, params, ema, opt_state), value
-
-    return init, step
+    return init, loop.stepper(loss, adam, config)
 
 
 def _tell(key: Key, config: PriorTraining, ids, camera: Camera, photograph):
@@ -184,29 +152,23 @@ def train(config: PriorTraining, folder: Path, report: Callable[[str], None] = p
     """
     folder = Path(folder)
     init, step = make(config)
-    checkpoint = folder / "checkpoint.safetensors"
-    if checkpoint.exists():
-        state = weights.load_tree(checkpoint, jax.eval_shape(init))
-        report(f"going on from step {int(state.step)}")
-    else:
+    state = loop.resumed(folder, jax.eval_shape(init), report)
+    if state is None:
         state = init()
         if config.start_from is not None:
-            params = critic.load(config.start_from)
-            state = state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
+            state = loop.starting_from(state, critic.load(config.start_from))
     mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     shares = NamedSharding(mesh, PartitionSpec("batch"))
-    step = jax.jit(step, donate_argnums=0)
-    losses = []
-    for k, batch in enumerate(
-        batches(config, folder, int(state.step), report), int(state.step) + 1
-    ):
-        state, value = step(state, jax.device_put(batch, shares))
-        # Waiting keeps forced CPU devices, which run ahead, from a deadlock in the reduction.
-        losses.append(jax.block_until_ready(value))
-        if k % config.save_every == 0 or k == config.steps:
-            report(f"step {k} of {config.steps}: loss {float(np.mean(jax.device_get(losses))):.4f}")
-            losses = []
-            weights.save_safetensors(state, checkpoint)
-            critic.save(folder / "props.safetensors", state.ema, config.network)
-    return folder / "props.safetensors"
+    found = batches(config, folder, int(state.step), report)
+    path = folder / "props.safetensors"
+    loop.run(
+        step,
+        state,
+        (jax.device_put(batch, shares) for batch in found),
+        config,
+        folder,
+        lambda params: critic.save(path, params, config.network),
+        report,
+    )
+    return path
