@@ -106,7 +106,7 @@ def test_training():
     cameras = jax.eval_shape(lambda key: props.sample_cameras(key, b, False), KEY)
     photograph = jax.ShapeDtypeStruct((b,), bool)
     init, step = prior.make(prior.PriorTraining(batch=b))
-    trace(step, trace(init), (rgba, spec, cameras, photograph))
+    trace(step, trace(init), rgba, spec, cameras, photograph)
     azimuth = jax.ShapeDtypeStruct((b,), jnp.float32)
     init, step = scorer.make(scorer.ScorerTraining(batch=b))
     trace(step, trace(init), jnp.int32(0), (rgba, spec, azimuth))
