@@ -3,17 +3,9 @@
 jax3d generate "a red chair with armrests" "a striped green mug" --recipe fast
 """
 
-from jax3d.data.prop_fields import HALF
-from jax3d.fields.grid import GridConfig
-from jax3d.knobs import KnobValues
-from jax3d.models.pictured import PicturedConfig
-from jax3d.optimize.asset import AssetConfig
-from jax3d.recipe import Recipe
+import dataclasses
 
-recipe = Recipe(
-    maker=PicturedConfig(),
-    field=GridConfig(resolution=64, bound=HALF),
-    # `--refine K` goes on from what the model made: small steps, under little noise.
-    optimize=AssetConfig(stages=(), rates=(("sdf", 1e-3), ("rgb", 3e-2))),
-    knobs=KnobValues(t_min=(0.02,), t_max=(0.4, 0.1)),
-)
+from jax3d.models.pictured import PicturedConfig
+from jax3d.recipe import load
+
+recipe = dataclasses.replace(load("native"), maker=PicturedConfig())

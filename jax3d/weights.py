@@ -27,7 +27,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ from safetensors.numpy import save_file
 
 from jax3d.types import Params
 
+Settings = TypeVar("Settings")
 Flat = dict[str, np.ndarray]
 """Tensor names, as the file has them, to arrays mapped from the disk."""
 
@@ -202,6 +203,19 @@ def checked(config: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, An
 def checked_fields(config: Mapping[str, Any], cls: type, but: tuple[str, ...] = ()) -> dict:
     """`checked` entries for the fields of a dataclass, without those named in `but`."""
     return checked(config, {f.name: f.type for f in dataclasses.fields(cls) if f.name not in but})
+
+
+def settings(config: Any, cls: type[Settings]) -> Settings:
+    """The dataclass of which a config of this package holds the fields.
+
+    Raises:
+      WeightsError: it is no object, has entries that are no fields, or see `checked`.
+    """
+    if not isinstance(config, dict):
+        raise WeightsError(f"settings are a JSON object, not {shown(config)}")
+    if unknown := set(config) - {f.name for f in dataclasses.fields(cls)}:
+        raise WeightsError(f"unknown settings {shown(sorted(unknown))}")
+    return cls(**checked_fields(config, cls))
 
 
 def _is_of(value: Any, kind: Any) -> bool:

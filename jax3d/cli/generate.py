@@ -39,15 +39,13 @@ def jobs_of(options: Options) -> list[Job]:
     """
     if not options.prompts:
         raise ValueError('no prompt: give one or more in quotes, such as "a red chair"')
-    prompts = [prompt for prompt in options.prompts for _ in range(options.candidates)]
-    seeds = manifest.seeds(options.seed, len(prompts))
-    knob = "guidance_scale" if options.whole_recipe().maker is None else "model_scale"
-    knobs = [{knob: (scale,)} for scale in options.guidance_scale] or [{}]
-    every = options.candidates
-    groups = range(0, len(prompts), every)
+    seeds = manifest.seeds(options.seed, len(options.prompts) * options.candidates)
+    distils = options.model is None and options.recipe.maker is None
+    knob = "guidance_scale" if distils else "model_scale"
+    scales = [{knob: (scale,)} for scale in options.guidance_scale] or [{}]
     return [
-        Job(prompts[k], seeds[k], knobs=own)
-        for first in groups
-        for own in knobs
-        for k in range(first, first + every)
+        Job(prompt, seeds[n * options.candidates + k], knobs=scale)
+        for n, prompt in enumerate(options.prompts)
+        for scale in scales
+        for k in range(options.candidates)
     ]

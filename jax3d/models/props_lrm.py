@@ -191,27 +191,6 @@ def condition(params: Params, prompt: Prompt) -> Asked:
     return Asked(picture, words(params, ids))
 
 
-def advance(
-    params: Params,
-    z: Float[Array, " d"],
-    i: Array,
-    asked: Asked,
-    scale: Array,
-    encoder: EncoderConfig,
-    flow: FlowConfig,
-    steps: int,
-) -> Float[Array, " d"]:
-    """Euler's step `i` of `steps`; `scale` is of classifier-free guidance."""
-    t = 1.0 - i / steps
-    told = encode(params, encoder, asked.picture) + props_native.gist(asked.tokens)
-    both, times = jnp.broadcast_to(z, (2, *z.shape)), jnp.broadcast_to(t, (2,))
-    spread = props_native.spreads(params["codec"])
-    told = jnp.stack([told, jnp.zeros_like(told)])
-    seen, unseen = props_native.predict(params["flow"], flow, spread, both, times, told)
-    x0 = unseen + scale * (seen - unseen)
-    return z - (z - x0) / (t * steps)
-
-
 def save(
     path: Path | str, params: Params, encoder: EncoderConfig, flow: FlowConfig, codec: str
 ) -> None:
@@ -235,16 +214,30 @@ def read_config(path: Path) -> tuple[EncoderConfig, FlowConfig, str]:
     Raises:
       weights.WeightsError: There is none, or it has unknown fields.
     """
-    described = path.with_suffix(".json")
+    return _described(path)[0]
+
+
+def _described(path: Path) -> tuple[tuple[EncoderConfig, FlowConfig, str], Params]:
+    components = props_native.read_config(props_native.WEIGHTS)[1]
     try:
-        fields = json.loads(described.read_text())
-        encoder = fields["encoder"] | {"widths": tuple(fields["encoder"]["widths"])}
-        return EncoderConfig(**encoder), FlowConfig(**fields["network"]), str(fields["codec"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return weights.described(
+            path.with_suffix(".json"),
+            _config_of,
+            lambda found: jax.eval_shape(
+                lambda key: init(key, found[0], found[1], components), jax.random.key(0)
+            ),
+        )
+    except weights.WeightsError as error:
         raise weights.WeightsError(
-            f"{described} does not describe the reconstructor's networks ({error}); "
-            "`jax3d train lrm` writes it beside the weights"
+            f"{error}; `jax3d train lrm` writes a description of its networks beside the weights"
         ) from error
+
+
+def _config_of(fields: dict[str, Any]) -> tuple[EncoderConfig, FlowConfig, str]:
+    encoder = weights.settings(fields.get("encoder"), EncoderConfig)
+    if encoder.blocks * len(encoder.widths) > props_native.MOST_BLOCKS:
+        raise weights.WeightsError(f"{weights.shown(fields['encoder'])} cannot be meant")
+    return encoder, props_native.flow_of(fields), weights.checked(fields, {"codec": str})["codec"]
 
 
 def load(path: Path | str = WEIGHTS) -> Params:
@@ -255,14 +248,12 @@ def load(path: Path | str = WEIGHTS) -> Params:
         codec than the one that ships.
     """
     path = Path(path)
-    encoder, flow, trained_on = read_config(path)
+    (_, _, trained_on), like = _described(path)
     codec = props_native.load()["codec"]
     if weights.digest(codec) != trained_on:
         raise weights.WeightsError(
             f"{path} was trained on latents of another codec than {props_native.WEIGHTS} holds"
         )
-    components = codec.basis.shape[0]
-    like = jax.eval_shape(lambda: init(jax.random.key(0), encoder, flow, components))
     return {**weights.load_tree(path, like), "codec": codec}
 
 
@@ -299,8 +290,9 @@ def open_model(path: Path | str = WEIGHTS, steps: int = STEPS) -> Model:
         return Latent(jax.random.normal(key, (numbers,)), asked.picture)
 
     def take(params, latent, i, asked, knobs):
-        scale = knobs.model_scale.at(i)
-        z = advance(params, latent.z, i, asked, scale, encoder, flow, steps)
+        seen = encode(params, encoder, asked.picture) + props_native.gist(asked.tokens)
+        told, scale = jnp.stack([seen, jnp.zeros_like(seen)]), knobs.model_scale.at(i)
+        z = props_native.advance(params, latent.z, i, told, scale, flow, steps)
         return latent.replace(z=z)
 
     return Model(

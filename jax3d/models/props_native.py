@@ -114,18 +114,20 @@ def advance(
     params: Params,
     z: Float[Array, " d"],
     i: Array,
-    cond: Condition,
+    told: Float[Array, "2 e"],
     guidance_scale: Array,
     config: FlowConfig,
     steps: int,
 ) -> Float[Array, " d"]:
-    """Euler's step `i` of `steps`: from noise level `1 - i / steps` to the next lower one."""
+    """Euler's step `i` of `steps`: from noise level `1 - i / steps` to the next lower one.
+
+    `told` is what the sample shall be, then what guidance (of `guidance_scale`) leads away from.
+    """
     t = 1.0 - i / steps
-    asked = gist(jnp.stack([cond.plain.tokens, cond.null.tokens]))
     both, times = jnp.broadcast_to(z, (2, *z.shape)), jnp.broadcast_to(t, (2,))
     spread = spreads(params["codec"])
-    told, untold = predict(params["flow"], config, spread, both, times, asked)
-    x0 = untold + guidance_scale * (told - untold)
+    seen, unseen = predict(params["flow"], config, spread, both, times, told)
+    x0 = unseen + guidance_scale * (seen - unseen)
     # (z - x0) / t is the velocity.
     return z - (z - x0) / (t * steps)
 
@@ -136,14 +138,7 @@ def load(path: Path | str = WEIGHTS) -> Params:
     Raises:
       weights.WeightsError: The file is missing, damaged or made for another network.
     """
-    path = Path(path)
-    like = jax.eval_shape(functools.partial(_like, *read_config(path)))
-    return weights.load_tree(path, like)
-
-
-def _like(config: FlowConfig, components: int, features: int) -> Params:
-    codec = codec_like(components, features)
-    return {**init(jax.random.key(0), config, components), "codec": codec}
+    return weights.load_tree(path, _described(Path(path))[1])
 
 
 def codec_like(components: int, features: int) -> Codec:
@@ -178,16 +173,41 @@ def read_config(path: Path) -> tuple[FlowConfig, int, int]:
     Raises:
       weights.WeightsError: There is none, or it has unknown fields.
     """
-    described = path.with_suffix(".json")
+    return _described(path)[0]
+
+
+def _described(path: Path) -> tuple[tuple[FlowConfig, int, int], Params]:
     try:
-        fields = json.loads(described.read_text())
-        network = FlowConfig(**fields["network"])
-        return network, int(fields["components"]), int(fields["features"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return weights.described(path.with_suffix(".json"), _config_of, _abstract_params)
+    except weights.WeightsError as error:
         raise weights.WeightsError(
-            f"{described} does not describe the generator's network ({error}); "
-            "`jax3d train native` writes it beside the weights"
+            f"{error}; `jax3d train native` writes a description of its network beside the weights"
         ) from error
+
+
+def _config_of(fields: dict[str, Any]) -> tuple[FlowConfig, int, int]:
+    network = flow_of(fields)
+    sizes = weights.checked(fields, {"components": int, "features": int})
+    return network, sizes["components"], sizes["features"]
+
+
+def flow_of(fields: dict[str, Any]) -> FlowConfig:
+    """The flow of a parsed description; raises `WeightsError` where none can be meant."""
+    network = weights.settings(fields.get("network"), FlowConfig)
+    if network.blocks > MOST_BLOCKS:
+        raise weights.WeightsError(f"{network.blocks} blocks cannot be meant")
+    return network
+
+
+MOST_BLOCKS = 64
+"""Blocks that are traced; the shipped networks have 3."""
+
+
+def _abstract_params(described: tuple[FlowConfig, int, int]) -> Params:
+    config, components, features = described
+    fresh = functools.partial(init, config=config, components=components)
+    codec = jax.eval_shape(functools.partial(codec_like, components, features))
+    return {**jax.eval_shape(fresh, jax.random.key(0)), "codec": codec}
 
 
 def recognises(path: Path) -> bool:
@@ -219,7 +239,8 @@ def open_model(path: Path | str = WEIGHTS, steps: int = STEPS) -> Model:
         return jax.random.normal(key, (components + PAINT_NUMBERS,))
 
     def take(params, z, i, cond, knobs):
-        return advance(params, z, i, cond, knobs.model_scale.at(i), config, steps)
+        told = gist(jnp.stack([cond.plain.tokens, cond.null.tokens]))
+        return advance(params, z, i, told, knobs.model_scale.at(i), config, steps)
 
     return Model(
         field=FIELD,

@@ -145,9 +145,7 @@ def _described(path: Path) -> tuple[UNetConfig, Params]:
 
 
 def _config_of(fields: dict[str, Any]) -> UNetConfig:
-    if unknown := set(fields) - {f.name for f in dataclasses.fields(UNetConfig)}:
-        raise weights.WeightsError(f"unknown settings {weights.shown(sorted(unknown))}")
-    config = UNetConfig(**weights.checked_fields(fields, UNetConfig))
+    config = weights.settings(fields, UNetConfig)
     levels = {len(config.widths), len(config.blocks), len(config.attention)}
     if len(levels) > 1 or not config.widths or sum(config.blocks) > _MOST_BLOCKS:
         raise weights.WeightsError(

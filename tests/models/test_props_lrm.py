@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import EYE, FLOW, write_lrm, write_native
+from tiny_models import write_lrm, write_native
 from toys import knobs, stack
 
 from jax3d import weights
@@ -125,10 +125,12 @@ def test_guidance_is_linear_in_its_scale(model, codec):
     asked = jax.tree.map(jnp.asarray, model.condition(Prompt("", image=block())))
     z = jax.random.normal(jax.random.key(1), spreads(codec).shape)
 
-    @jax.jit
+    advance = jax.jit(model.advance)
+
     def last(scale):
-        i = jnp.int32(STEPS - 1)
-        return props_lrm.advance(model.params, z, i, asked, scale, EYE, FLOW, STEPS)
+        latent = props_lrm.Latent(z, asked.picture)
+        own = knobs(model_scale=scale)
+        return advance(model.params, latent, jnp.int32(STEPS - 1), asked, own).z
 
     none, one, three = map(last, (0.0, 1.0, 3.0))
     np.testing.assert_allclose(three, none + 3.0 * (one - none), rtol=1e-3, atol=1e-3)
@@ -162,7 +164,7 @@ def test_weights_without_a_description_are_refused(saved, tmp_path, text):
     path.write_bytes(saved.read_bytes())
     if text is not None:
         path.with_suffix(".json").write_text(text)
-    with pytest.raises(weights.WeightsError, match="does not describe"):
+    with pytest.raises(weights.WeightsError, match=r"lone\.json.*jax3d train lrm"):
         props_lrm.load(path)
 
 
