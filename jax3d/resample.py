@@ -16,12 +16,15 @@ def positions(n: int, m: int, ratio: float | None = None) -> Float[np.ndarray, "
     return (np.arange(m) + 0.5) * (n / m if ratio is None else ratio) - 0.5
 
 
-def bicubic(n: int, at: Float[np.ndarray, " m"]) -> Float[np.ndarray, "m n"]:
-    """Cubic convolution with a = -3/4 at positions `at`; the border's samples go on for ever."""
+def bicubic(n: int, at: Float[np.ndarray, " m"], a: float = -0.75) -> Float[np.ndarray, "m n"]:
+    """Cubic convolution (Keys 1981) at positions `at`; the border's samples go on for ever.
+
+    Its `a` is -3/4 in torch, and -1/2 where parabolas shall be kept.
+    """
     low = np.floor(at).astype(int)
     matrix = np.zeros((len(at), n))
     for tap in range(-1, 3):
-        weight = _cubic(at - (low + tap), -0.75)
+        weight = _cubic(at - (low + tap), a)
         np.add.at(matrix, (np.arange(len(at)), np.clip(low + tap, 0, n - 1)), weight)
     return matrix
 

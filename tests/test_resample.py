@@ -68,3 +68,10 @@ def test_a_picture_is_resampled_along_both_axes():
     out = resample.grid(rows, columns, picture)
     assert out.dtype == np.float32
     np.testing.assert_allclose(out, picture[[2, 0]][:, [1, 4, 3]], rtol=1e-6)
+
+
+def test_with_a_half_parabolas_are_kept():
+    at = np.linspace(2.0, 6.0, 17)
+    parabola = (np.arange(9) - 3.5) ** 2
+    np.testing.assert_allclose(resample.bicubic(9, at, a=-0.5) @ parabola, (at - 3.5) ** 2)
+    assert np.abs(resample.bicubic(9, at) @ parabola - (at - 3.5) ** 2).max() > 0.01

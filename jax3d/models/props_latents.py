@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int8, UInt8
 
+from jax3d import resample
 from jax3d.data import prop_fields
 from jax3d.types import Numbers, Params
 
@@ -204,22 +205,10 @@ def _logit(rgb: Array) -> Array:
 
 def _resample(cells: Float[Array, "c c c l"]) -> Float[Array, "r r r l"]:
     """From cell-centred to corner-aligned points by cubic interpolation, axis by axis."""
-    w = jnp.asarray(_cubic(cells.shape[0], RESOLUTION))
+    n = cells.shape[0]
+    at = np.linspace(0.0, 1.0, RESOLUTION) * n - 0.5
+    w = jnp.asarray(resample.bicubic(n, at, a=-0.5), jnp.float32)
     for _ in range(3):
         # Each product moves its axis behind the others but the labels: three restore the order.
         cells = jnp.einsum("pc,cxyl->xypl", w, cells)
     return cells
-
-
-def _cubic(cells: int, points: int) -> Float[np.ndarray, "p c"]:
-    """Weights of R. Keys' cubic convolution (1981, a = -1/2); the border's value goes on."""
-    at = (np.linspace(0.0, 1.0, points) * cells - 0.5)[:, None]
-    low = np.floor(at).astype(int)
-    taps = low + np.arange(-1, 3)
-    x = np.abs(at - taps)
-    near = 1.5 * x**3 - 2.5 * x**2 + 1.0
-    far = -0.5 * x**3 + 2.5 * x**2 - 4.0 * x + 2.0
-    weight = np.where(x < 1, near, np.where(x < 2, far, 0.0))
-    table = np.zeros((points, cells), np.float32)
-    np.add.at(table, (np.arange(points)[:, None], np.clip(taps, 0, cells - 1)), weight)
-    return table

@@ -123,15 +123,6 @@ def test_paints_come_back():
     np.testing.assert_allclose(props_latents.paint_colors(z), paint, atol=1e-6)
 
 
-@pytest.mark.parametrize("cells", [8, 40])
-def test_resampling_keeps_planes(cells):
-    w = props_latents._cubic(cells, 16)
-    np.testing.assert_allclose(w.sum(-1), 1.0, atol=1e-6)
-    centers = (np.arange(cells) + 0.5) / cells
-    inner = slice(4, -4)
-    np.testing.assert_allclose((w @ centers)[inner], np.linspace(0, 1, 16)[inner], atol=1e-6)
-
-
 def test_cells_without_labels_take_their_neighbours():
     shares = jnp.zeros((4, 4, 4, 2)).at[1, 1, 1].set(jnp.array([0.0, 1.0]))
     filled = np.asarray(props_latents._fill(shares))
