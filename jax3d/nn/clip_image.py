@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from jax3d import resample, weights
 from jax3d.bounds import Count, Positive
-from jax3d.nn.clip_text import ACTIVATIONS, MOST_LAYERS, Layers, Stack, rename
+from jax3d.nn.clip_text import MOST_LAYERS, Layers, Stack, has_projection, rename
 from jax3d.nn.layers import dense, layer_norm
 from jax3d.types import Params
 from jax3d.weights import WeightsError, find_weights, to_flax
@@ -161,19 +161,13 @@ def from_config(config: dict[str, Any], dtype: Any = jnp.float32) -> CLIPVisionM
     Raises:
       ValueError: the file describes another class, or asks for what is not supported.
     """
-    kind = (config.get("architectures") or ["CLIPVisionModel"])[0]
-    if kind not in ("CLIPVisionModel", "CLIPVisionModelWithProjection"):
-        raise WeightsError(f"the config is of a {weights.shown(kind)}, not of a CLIPVisionModel")
-    if (act := config.get("hidden_act", "quick_gelu")) not in ACTIVATIONS:
-        raise WeightsError(
-            f"hidden_act = {weights.shown(act)} is not supported, only {sorted(ACTIVATIONS)}"
-        )
+    projects = has_projection(config, "CLIPVisionModel")
     if config.get("num_channels", 3) != 3:
         raise WeightsError(
             f"num_channels = {weights.shown(config['num_channels'])}; only 3 is read"
         )
     chosen = weights.checked_fields(config, CLIPVisionConfig, ("dtype", "with_projection"))
-    c = CLIPVisionConfig(**chosen, with_projection="Projection" in kind, dtype=dtype)
+    c = CLIPVisionConfig(**chosen, with_projection=projects, dtype=dtype)
     fits = 0 < c.patch_size <= c.image_size <= _MOST_PIXELS
     if c.num_hidden_layers > MOST_LAYERS or not fits:
         raise WeightsError(

@@ -208,19 +208,31 @@ def from_config(config: dict[str, Any], dtype: Any = jnp.float32) -> CLIPTextMod
     Raises:
       ValueError: the file describes another class, or asks for what is not supported.
     """
-    kind = (config.get("architectures") or ["CLIPTextModel"])[0]
-    if kind not in ("CLIPTextModel", "CLIPTextModelWithProjection"):
-        raise ValueError(f"the config is of a {kind}, not of a CLIPTextModel")
-    if (act := config.get("hidden_act", "quick_gelu")) not in ACTIVATIONS:
-        raise ValueError(f"hidden_act = {act!r} is not supported, only {sorted(ACTIVATIONS)}")
+    projects = has_projection(config, "CLIPTextModel")
     chosen = weights.checked_fields(config, CLIPTextConfig, ("dtype", "with_projection"))
-    tower = CLIPTextConfig(**chosen, with_projection="Projection" in kind, dtype=dtype)
+    tower = CLIPTextConfig(**chosen, with_projection=projects, dtype=dtype)
     if tower.num_hidden_layers > MOST_LAYERS or tower.max_position_embeddings < 3:
         raise WeightsError(
             f"a tower of {tower.num_hidden_layers} layers and {tower.max_position_embeddings} "
             "positions cannot be meant"
         )
     return CLIPTextModel(tower)
+
+
+def has_projection(config: dict[str, Any], name: str) -> bool:
+    """Whether a config's tower projects into the space that texts and pictures share.
+
+    Raises:
+      WeightsError: it is not of the class `name`, or has an unknown activation.
+    """
+    kind = (config.get("architectures") or [name])[0]
+    if kind not in (name, f"{name}WithProjection"):
+        raise WeightsError(f"the config is of a {weights.shown(kind)}, not of a {name}")
+    if (act := config.get("hidden_act", "quick_gelu")) not in ACTIVATIONS:
+        raise WeightsError(
+            f"hidden_act = {weights.shown(act)} is not supported, only {sorted(ACTIVATIONS)}"
+        )
+    return kind != name
 
 
 def abstract_params(tower: CLIPTextModel) -> Params:
