@@ -220,14 +220,19 @@ staged = pytest.mark.parametrize(
 representations = pytest.mark.parametrize(
     "rep", REPRESENTATIONS.values(), ids=REPRESENTATIONS.keys()
 )
-# To an optimiser all fields are alike.
-optimised = pytest.mark.parametrize(
-    "rep",
-    [
-        pytest.param(rep, id=name, marks=[pytest.mark.slow] * (name in ("grid", "nerstf")))
-        for name, rep in REPRESENTATIONS.items()
-    ],
-)
+# To an optimiser all fields are alike, and all priors: the default run has each with one of the
+# others, which compile quickly.
+optimised = [
+    pytest.param(
+        rep,
+        *critic,
+        id=f"{name}-{other}",
+        marks=[pytest.mark.slow]
+        * (name in ("grid", "nerstf") or (other != "gaussian" and name != "mlp")),
+    )
+    for name, rep in REPRESENTATIONS.items()
+    for other, critic in PRIORS.items()
+]
 priors = pytest.mark.parametrize(("prior", "weights"), PRIORS.values(), ids=PRIORS.keys())
 guidances = pytest.mark.parametrize("guidance", GUIDANCES.values(), ids=GUIDANCES.keys())
 
@@ -406,8 +411,7 @@ def test_guidance(guidance):
     assert metrics["residual_norm"].shape == (2,)
 
 
-@optimised
-@priors
+@pytest.mark.parametrize(("rep", "prior", "weights"), optimised)
 def test_a_sweep_of_knobs_is_one_program(rep, prior, weights):
     config = AssetConfig(views=2, camera=asset.CameraConfig())
     init, step = optimizer(rep, sds(prior), config)

@@ -3,17 +3,20 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from jax3d.mesh import load_glb
 
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_the_library_example_ends_in_meshes_on_disk(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("steps", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_library_example_ends_in_meshes_on_disk(steps, tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
     monkeypatch.chdir(tmp_path)
     assert "refined(20)" in code
-    exec(code.replace("refined(20)", "refined(2)"), {})
+    exec(code.replace("refined(20)", f"refined({steps})"), {})
     told = capsys.readouterr().out.splitlines()
     assert [" done " in line for line in told] == [True, True]
     for line in told:

@@ -235,7 +235,7 @@ def train(config: LrmTraining, folder: Path, report: Callable[[str], None] = pri
     bank = open_bank(folder, config.bank, codec, report)
     init, step = make(config, codec)
     state = loop.resumed(folder, jax.eval_shape(init, given), report)
-    state = init(given) if state is None else state
+    state = jax.jit(init)(given) if state is None else state
     path, digest = folder / "lrm.safetensors", weights.digest(codec)
     loop.run(
         step,

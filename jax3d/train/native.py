@@ -256,7 +256,7 @@ def train(config: NativeTraining, folder: Path, report: Callable[[str], None] = 
     init, step = make(config)
     state = loop.resumed(folder, jax.eval_shape(init), report)
     if state is None:
-        state = init()
+        state = jax.jit(init)()
         if config.start_from is not None:
             state = loop.starting_from(state, _given(config.start_from, codec))
     path = folder / "native.safetensors"

@@ -154,7 +154,7 @@ def train(config: PriorTraining, folder: Path, report: Callable[[str], None] = p
     init, step = make(config)
     state = loop.resumed(folder, jax.eval_shape(init), report)
     if state is None:
-        state = init()
+        state = jax.jit(init)()
         if config.start_from is not None:
             state = loop.starting_from(state, critic.load(config.start_from))
     mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))

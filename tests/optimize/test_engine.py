@@ -360,7 +360,7 @@ def run_until(out, moments, cache):
 def test_a_killed_sweep_loses_nothing_and_does_nothing_twice(tmp_path):
     killed, whole, cache = tmp_path / "killed", tmp_path / "whole", tmp_path / "compiled"
     # A moment is a block done, an asset about to be kept, or an asset kept.
-    moments = np.random.default_rng(5).integers(1, 16, 5)
+    moments = np.random.default_rng(5).integers(1, 16, 3)
     for count in moments:
         assert run_until(killed, count, cache) == -signal.SIGKILL
     for out in (killed, whole):

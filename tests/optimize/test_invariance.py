@@ -84,26 +84,31 @@ class Made:
         self.pictures = np.asarray(jax.jit(show)(self.params))
 
 
+MANY = [7, 6, 5, 4, SEED, 2, 1, 0]
+FEW = ([(MANY, 2, "map")], [(MANY, 1, "vmap"), (MANY, 8, "vmap", "pmap")])
+MORE = (
+    [([11, 9, 10, SEED], 4, "map"), *FEW[0]],
+    [([SEED], 1, "vmap"), ([9, SEED, 10, 11], 2, "vmap"), *FEW[1]],
+)
+
+
 @pytest.mark.parametrize(
-    ("field", "all_seen"),
+    ("field", "all_seen", "layouts"),
     [
-        pytest.param(pages(4, SIZE), True, id="pages"),
-        pytest.param(triplane(FIELD), False, id="triplane", marks=pytest.mark.slow),
+        pytest.param(pages(4, SIZE), True, FEW, id="pages"),
+        pytest.param(pages(4, SIZE), True, MORE, id="pages-more", marks=pytest.mark.slow),
+        pytest.param(triplane(FIELD), False, MORE, id="triplane", marks=pytest.mark.slow),
     ],
 )
-def test_an_asset_is_the_same_wherever_it_is_made(field, all_seen):
+def test_an_asset_is_the_same_wherever_it_is_made(field, all_seen, layouts):
     alone = Made(field, [SEED], 1, "map")
     assert np.isfinite(alone.metrics["residual_norm"]).all()
-    for layout in (([11, 9, 10, SEED], 4, "map"), ([7, 6, 5, 4, SEED, 2, 1, 0], 2, "map")):
+    one_by_one, as_a_batch = layouts
+    for layout in one_by_one:
         other = Made(field, *layout)
         for a, b in zip(alone.leaves, other.leaves, strict=True):
             np.testing.assert_array_equal(a, b, err_msg=str(layout))
-    for layout in (
-        ([SEED], 1, "vmap"),
-        ([0, 1, 2, SEED, 4, 5, 6, 7], 1, "vmap"),
-        ([9, SEED, 10, 11], 2, "vmap"),
-        ([7, 6, 5, 4, SEED, 2, 1, 0], 8, "vmap", "pmap"),
-    ):
+    for layout in as_a_batch:
         other = Made(field, *layout)
         told, where = other.metrics, str(layout)
         np.testing.assert_array_equal(told["bits"], alone.metrics["bits"], err_msg=where)

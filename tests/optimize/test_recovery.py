@@ -49,7 +49,7 @@ def distances(a, b):
 
 @pytest.mark.parametrize(
     ("size", "resolution", "steps"),
-    [(16, 16, 240), pytest.param(24, 32, 300, marks=pytest.mark.slow)],
+    [(16, 16, 140), pytest.param(24, 32, 300, marks=pytest.mark.slow)],
 )
 def test_sds_recovers_the_object_of_the_empirical_critic(size, resolution, steps):
     show = jax.jit(photograph, static_argnums=1)

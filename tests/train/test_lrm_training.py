@@ -134,14 +134,14 @@ def test_a_folder_of_another_bank_is_refused(run):
 def test_steps_lower_the_loss(run):
     found = bank(run[0])
     given = props_native.load()
-    config = dataclasses.replace(TINY, steps=40, lr=3e-3, decay=0.0, drop_text=1.0, noises=4)
+    config = dataclasses.replace(TINY, steps=24, lr=3e-3, decay=0.0, drop_text=1.0, noises=4)
     init, step = lrm.make(config, given["codec"])
-    # A flow that knows nothing: the given one leaves too little to learn in forty steps.
+    # A flow that knows nothing: the given one leaves too little to learn in so few steps.
     network = props_native.read_config(props_native.WEIGHTS)[0]
     fresh = props_native.init(jax.random.key(1), network, given["codec"].basis.shape[0])
     state, losses = init(fresh), []
     step = jax.jit(step)
-    for k in range(40):
+    for k in range(24):
         state, value = step(state, lrm.draw_batch(found, config, k % 4))
         losses.append(float(value))
     assert np.all(np.isfinite(losses))

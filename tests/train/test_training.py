@@ -20,8 +20,8 @@ TINY = prior_training.PriorTraining(
     network=UNetConfig(
         widths=(8, 8), blocks=(1, 1), attention=(False, True), heads=2, embedding=16, word_width=8
     ),
-    turntable=prop_bank.BankConfig(24, seed=1),
-    photographs=prop_bank.BankConfig(24, seed=2, front_heavy=True),
+    turntable=prop_bank.BankConfig(8, seed=1),
+    photographs=prop_bank.BankConfig(8, seed=2, front_heavy=True),
     steps=4,
     batch=8,
     warmup=1,
@@ -103,8 +103,8 @@ def test_a_caption_is_true_of_all_that_it_fits():
 @pytest.mark.slow
 def test_scorer_training_writes_weights_and_report_card(tmp_path):
     config = scorer_training.ScorerTraining(
-        renders=prop_bank.BankConfig(24, seed=1),
-        held_out=prop_bank.BankConfig(24, seed=2, held_out=True),
+        renders=prop_bank.BankConfig(8, seed=1),
+        held_out=prop_bank.BankConfig(8, seed=2, held_out=True),
         steps=2,
         batch=8,
     )
