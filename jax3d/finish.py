@@ -116,9 +116,9 @@ class Finisher:
         one = [jax.tree.map(lambda x, i=i: x[i : i + 1], camera) for i in range(len(camera.fovy))]
         return np.concatenate([np.asarray(self._picture(params, c, look)) for c in one])
 
-    def mesh(self, params: Params) -> mesh.Mesh:
-        """The asset's mesh; raises `ValueError` where it has none."""
-        return mesh.of(self.field, params, self.recipe.mesh)
+    def meshes(self, params: Params) -> tuple[mesh.Mesh, ...]:
+        """The asset's mesh, and coarser ones if asked; raises `ValueError` where it has none."""
+        return mesh.levels(self.field, params, self.recipe.mesh)
 
     def measure(self, prompt: str, views: np.ndarray, azimuth: np.ndarray) -> dict[str, float]:
         """The scorer's opinion of views, for a prompt in words of the prop world, else nothing."""
@@ -203,18 +203,21 @@ class Finisher:
         self, params: Params, views: np.ndarray | None, files: _Files
     ) -> dict[str, int | float]:
         """Writes the mesh and its pictures; returns what is measured of it, beside the views."""
-        folder, made = files.folder, None
+        folder, made = files.folder, ()
         with files.make("mesh"):
-            made = self.mesh(params)
-        if made is None:
+            made = self.meshes(params)
+        if not made:
             return {}
-        metrics = {"faces": len(made.faces)}
+        place = mesh.placement(made[0], self.recipe.mesh.height)
+        finest, *coarser = map(place.apply, made)
+        metrics = {"faces": len(finest.faces)}
         with files.make("mesh.glb"):
-            mesh.write_glb(folder / "mesh.glb", made)
+            mesh.write_glb(folder / "mesh.glb", finest)
         with files.make("mesh.obj", "mesh.mtl", "mesh.png"):
-            mesh.write_obj(folder / "mesh.obj", made)
+            mesh.write_obj(folder / "mesh.obj", finest)
         with files.make("mesh.ply"):
-            mesh.write_ply(folder / "mesh.ply", made)
+            mesh.write_ply(folder / "mesh.ply", finest)
+        self._for_games(finest, coarser, files)
         if "mesh.glb" in files.errors:
             return metrics
         with files.make("mesh.js"):
@@ -223,11 +226,26 @@ class Finisher:
             return metrics
         with files.make("mesh_views.png"):
             around = self._around(VIEWS)
-            reloaded = mesh.load_glb(folder / "mesh.glb")
+            reloaded = place.undo(mesh.load_glb(folder / "mesh.glb"))
             likeness = mesh.compare(reloaded, views, around, Look.albedo())
             image.write_png(folder / "mesh_views.png", image.row(likeness.rgb))
             metrics["mesh_psnr"] = likeness.psnr
         return metrics
+
+    def _for_games(self, finest: mesh.Mesh, coarser: Sequence[mesh.Mesh], files: _Files) -> None:
+        """Writes the coarser levels, which use the texture beside them, and the hull."""
+        config = self.recipe.mesh
+        for k in range(1, config.lods + 1):
+            name = f"mesh_lod{k}.glb"
+            with files.make(name):
+                if k > len(coarser):
+                    raise ValueError("the level before cannot lose half its faces and stay closed")
+                if not (files.folder / "mesh.png").exists():
+                    raise ValueError("its texture, mesh.png, could not be written")
+                mesh.write_glb(files.folder / name, coarser[k - 1], texture="mesh.png")
+        if config.hull is not None:
+            with files.make("hull.glb"):
+                mesh.write_glb(files.folder / "hull.glb", mesh.convex_hull(finest, config.hull))
 
     def _turn(self, params: Params, views: np.ndarray | None, files: _Files) -> None:
         """Writes the turntable, of which some frames are the views."""

@@ -8,6 +8,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import trimesh
 from balls import ball_recipe
 
 from jax3d import camera, finish, folder, gallery, image, mesh, record
@@ -72,6 +73,23 @@ def test_an_asset_has_all_its_files_with_size_and_checksum(made):
     assert found["residual_norm"] is None
 
 
+def test_what_games_ask_lies_beside(finisher, params, tmp_path):
+    config = dataclasses.replace(RECIPE.mesh, lods=2, hull=32, height=0.4)
+    asked = dataclasses.replace(RECIPE, mesh=config, pictures=Pictures(size=16, frames=0))
+    found = Finisher(asked, finisher.field).write(params, tmp_path, about(), True)
+    assert found["errors"] == {}
+    assert {"mesh_lod1.glb", "mesh_lod2.glb", "hull.glb"} <= {*found["files"]}
+    whole = np.asarray(mesh.load_glb(tmp_path / "mesh.glb").vertices)
+    np.testing.assert_allclose([whole[:, 2].min(), whole[:, 2].max()], [0, 0.4], atol=1e-5)
+    for name in ("mesh_lod1.glb", "mesh_lod2.glb", "hull.glb"):
+        scene = trimesh.load_scene(tmp_path / name)
+        assert scene.bounds[1][1] == pytest.approx(0.4, rel=0.2)
+    # Held against the field's views, where the field has it.
+    assert found["metrics"]["mesh_psnr"] > 15
+    again = record.decode(mesh.MeshConfig, record.encode(config))
+    assert again == config
+
+
 def test_the_history_is_a_table(made):
     with open(made / HISTORY, newline="") as file:
         rows = list(csv.DictReader(file))
@@ -102,8 +120,8 @@ COSTS = [
     (gallery, "write_mesh_script", MemoryError(), {"mesh.js"}),
     (folder, "save_params", FULL, {PARAMS}),
     (finish, "write_history", FULL, {HISTORY}),
-    (Finisher, "mesh", ValueError("fog"), {n for n in ALL if n.startswith("mesh")}),
-    (Finisher, "mesh", AssertionError(), {n for n in ALL if n.startswith("mesh")}),
+    (Finisher, "meshes", ValueError("fog"), {n for n in ALL if n.startswith("mesh")}),
+    (Finisher, "meshes", AssertionError(), {n for n in ALL if n.startswith("mesh")}),
     (Finisher, "measure", KeyError("chair"), set()),
 ]
 

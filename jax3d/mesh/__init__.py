@@ -1,9 +1,10 @@
 """From a representation to a textured mesh on disk (host side).
 
-The stages, one a file: `extract` (marching cubes), `simplify`, `unwrap`, `bake`, `export`; and
-`compare`, which holds the result against renders of the field.
+The stages, one a file: `extract` (marching cubes), `simplify`, `unwrap`, `bake`, `export`; `hull`,
+what a game asks beside; and `compare`, which holds the result against renders of the field.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Annotated
@@ -11,10 +12,11 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tyro.conf import arg
 
 from jax3d.bounds import Count, Positive, Range, Share
 from jax3d.fields.base import Representation
-from jax3d.mesh.bake import bake
+from jax3d.mesh.bake import bake, bake_together
 from jax3d.mesh.compare import Likeness, compare
 from jax3d.mesh.export import load_glb, write_glb, write_obj, write_ply
 from jax3d.mesh.extract import (
@@ -25,21 +27,26 @@ from jax3d.mesh.extract import (
     sample_density,
     silhouette_level,
 )
+from jax3d.mesh.hull import Placement, convex_hull, placement
 from jax3d.mesh.simplify import simplify
-from jax3d.mesh.unwrap import unwrap
+from jax3d.mesh.unwrap import unwrap, unwrap_together
 from jax3d.types import Mesh, Params
 
 __all__ = [
     "EmptyFieldError",
     "Likeness",
     "MeshConfig",
+    "Placement",
     "bake",
     "build",
     "compare",
+    "convex_hull",
     "drop_floaters",
     "extract_surface",
+    "levels",
     "load_glb",
     "of",
+    "placement",
     "sample_density",
     "silhouette_level",
     "simplify",
@@ -63,10 +70,18 @@ class MeshConfig:
     """Density of the surface, 1/metre; `None` finds the one that keeps the renders' outline."""
     min_area: Share = 0.01
     """Loose parts are dropped below this fraction of the largest part's area."""
-    faces: Annotated[int, Range(4, 2**31 - 1)] = 6000
+    faces: Annotated[int, Range(4, 2**31 - 1), arg(aliases=["--faces"])] = 6000
     """Face budget; unwrapping takes 1 s at 5,000 faces and grows faster than they do."""
-    texture: Annotated[int, Range(8, 16384)] = 512
+    texture: Annotated[int, Range(8, 16384), arg(aliases=["--texture"])] = 512
     """Side of the square texture, pixels."""
+    lods: Annotated[int, Range(0, 8), arg(aliases=["--lods"])] = 0
+    """Coarser meshes beside it, for when it is seen from afar: each has half the faces of the one
+    before. All share one texture."""
+    hull: Annotated[Annotated[int, Range(4, 2**31 - 1)] | None, arg(aliases=["--hull"])] = None
+    """Face budget of a convex hull for collisions; engines take 255 or so. None makes no hull."""
+    height: Annotated[Positive | None, arg(aliases=["--height"])] = None
+    """Of the real object, metres: the mesh is scaled to it and stands on the middle of its base.
+    None leaves the field's scale and origin."""
     chunk: Count = 1 << 14
     """Points per call of the field."""
 
@@ -77,8 +92,19 @@ def of(representation: Representation, params: Params, config: MeshConfig) -> Me
     A field's functions are compiled once for all its assets. Raises `ValueError` where there is
     no surface (`build`), or where the representation is neither mesh nor coloured field.
     """
+    return levels(representation, params, dataclasses.replace(config, lods=0))[0]
+
+
+def levels(representation: Representation, params: Params, config: MeshConfig) -> tuple[Mesh, ...]:
+    """The mesh `of` an asset, and coarser ones after it, on one texture.
+
+    They are fewer than the config asks where one cannot be made coarser and stay closed. Raises
+    `ValueError` as `of` does, and where coarser ones are asked of a mesh that is no field's.
+    """
     if representation.mesh is not None:
-        return representation.mesh(params)
+        if config.lods:
+            raise ValueError("mesh.lods: coarser levels are made of fields, and this is a mesh")
+        return (representation.mesh(params),)
     if representation.density is None or representation.color is None:
         raise ValueError(
             "the representation has no mesh of its own and no field to make one from: it needs "
@@ -102,7 +128,7 @@ def build(density: Field, color: Field, bound: float, config: MeshConfig) -> Mes
     def shade(x):
         return np.concatenate([np.asarray(density(x))[:, None], np.asarray(color(x))], axis=-1)
 
-    return _build(density, shade, bound, config)
+    return _build(density, shade, bound, dataclasses.replace(config, lods=0))[0]
 
 
 @lru_cache(maxsize=8)
@@ -116,9 +142,15 @@ def _compiled(density, color):
 
 
 def _build(density, shade, bound, config):
-    mesh = unwrap(_surface(density, bound, config), config.texture)
+    meshes = [_surface(density, bound, config)]
+    while len(meshes) <= config.lods and len(meshes[-1].faces) >= 8:
+        try:
+            meshes.append(simplify(meshes[-1], len(meshes[-1].faces) // 2))
+        except ValueError:
+            break
     four_cells = 8 * bound / (config.resolution - 1)
-    return bake(mesh, shade, config.texture, four_cells, config.chunk)
+    unwrapped = unwrap_together(meshes, config.texture)
+    return bake_together(unwrapped, shade, config.texture, four_cells, config.chunk)
 
 
 def _surface(density: Field, bound: float, config: MeshConfig) -> Mesh:

@@ -10,11 +10,13 @@ look from the border's nearest point, so each chart has all its texels to itself
 Letters: T texture side, n texels, s samples along the normal, F faces, e edges.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.ndimage import distance_transform_edt
 
-from jax3d.mesh.extract import Field, evaluate
+from jax3d.mesh.extract import Field, evaluate, join
 from jax3d.render.raster import Fragments, fill, vertex_normals
 from jax3d.types import Mesh
 
@@ -31,10 +33,19 @@ def bake(mesh: Mesh, shade: Field, texture: int, depth: float, chunk: int = 1 <<
 
     Raises `ValueError` where a colour is not finite.
     """
-    face, pixel, barycentric = texels(mesh, texture)
-    corners, weights = mesh.faces[face], barycentric.astype(np.float32)
-    point = np.einsum("nk,nkc->nc", weights, mesh.vertices[corners])
-    normal = np.einsum("nk,nkc->nc", weights, vertex_normals(mesh.vertices, mesh.faces)[corners])
+    return bake_together([mesh], shade, texture, depth, chunk)[0]
+
+
+def bake_together(
+    meshes: Sequence[Mesh], shade: Field, texture: int, depth: float, chunk: int = 1 << 14
+) -> tuple[Mesh, ...]:
+    """Gives meshes that share a texture the colours of a field, as `bake` does one."""
+    whole = join(meshes)
+    normals = np.concatenate([vertex_normals(mesh.vertices, mesh.faces) for mesh in meshes])
+    face, pixel, barycentric = texels(whole, texture)
+    corners, weights = whole.faces[face], barycentric.astype(np.float32)
+    point = np.einsum("nk,nkc->nc", weights, whole.vertices[corners])
+    normal = np.einsum("nk,nkc->nc", weights, normals[corners])
     normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-6)
     colors = _look_inwards(shade, point, normal, depth, chunk)
     if not np.isfinite(colors).all():
@@ -47,9 +58,8 @@ def bake(mesh: Mesh, shade: Field, texture: int, depth: float, chunk: int = 1 <<
     image[pixel] = colors
     covered = np.zeros(texture * texture, bool)
     covered[pixel] = True
-    return mesh.replace(
-        texture=_dilate(image.reshape(texture, texture, 3), covered.reshape(texture, texture))
-    )
+    shared = _dilate(image.reshape(texture, texture, 3), covered.reshape(texture, texture))
+    return tuple(mesh.replace(texture=shared) for mesh in meshes)
 
 
 def texels(mesh: Mesh, texture: int) -> Fragments:

@@ -47,16 +47,19 @@ _COLOR = "_COLOR"
 """Name of the colours while trimesh has them as an attribute that it does not know."""
 
 
-def write_glb(path: str | os.PathLike, mesh: Mesh) -> None:
-    """Write binary glTF 2.0 with normals and a PBR material; the texture (PNG) lies inside."""
+def write_glb(path: str | os.PathLike, mesh: Mesh, texture: str | None = None) -> None:
+    """Write binary glTF 2.0 with normals and a PBR material.
+
+    The texture (PNG) lies inside, or is the file `texture` beside it, which several may share.
+    """
     with whole(path) as file:
-        file.write_bytes(glb_bytes(mesh))
+        file.write_bytes(glb_bytes(mesh, texture))
 
 
-def glb_bytes(mesh: Mesh) -> bytes:
-    """The content of a GLB file."""
+def glb_bytes(mesh: Mesh, texture: str | None = None) -> bytes:
+    """The content of a GLB file; arguments are those of `write_glb`."""
     attributes, material = {}, dict(_MATERIAL)
-    if mesh.texture is not None:
+    if mesh.texture is not None and texture is None:
         material["baseColorTexture"] = Image.fromarray(to_uint8(mesh.texture))
     elif mesh.colors is not None:
         attributes[_COLOR] = srgb_to_linear(mesh.colors).astype(np.float32)
@@ -64,8 +67,15 @@ def glb_bytes(mesh: Mesh) -> bytes:
     scene = trimesh.Scene()
     part = _to_trimesh(mesh, visual, attributes)
     scene.add_geometry(part, node_name="asset", geom_name="asset")
+
+    def complete(tree):
+        _name_colors(tree)
+        if texture is not None:
+            tree["images"], tree["textures"] = [{"uri": texture}], [{"source": 0}]
+            tree["materials"][0]["pbrMetallicRoughness"]["baseColorTexture"] = {"index": 0}
+
     return trimesh.exchange.gltf.export_glb(
-        scene, include_normals=True, tree_postprocessor=_name_colors
+        scene, include_normals=True, tree_postprocessor=complete
     )
 
 

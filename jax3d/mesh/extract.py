@@ -13,7 +13,7 @@ Letters: R grid points along an axis, V vertices, F faces, n points.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -152,12 +152,22 @@ def drop_floaters(mesh: Mesh, min_area: float = 0.01) -> Mesh:
 
 
 def compact(mesh: Mesh) -> Mesh:
-    """Leave out the vertices (and their colours) that no face uses."""
+    """Leave out the vertices that no face uses, with their colours and texture coordinates."""
     used, faces = np.unique(mesh.faces, return_inverse=True)
-    colors = None if mesh.colors is None else mesh.colors[used]
     return mesh.replace(
-        vertices=mesh.vertices[used], faces=faces.reshape(mesh.faces.shape), colors=colors
+        vertices=mesh.vertices[used],
+        faces=faces.reshape(mesh.faces.shape),
+        colors=None if mesh.colors is None else mesh.colors[used],
+        uvs=None if mesh.uvs is None else mesh.uvs[used],
     )
+
+
+def join(meshes: Sequence[Mesh]) -> Mesh:
+    """Several meshes with texture coordinates as one, in their order."""
+    first = np.cumsum([0, *(len(mesh.vertices) for mesh in meshes[:-1])])
+    faces = [mesh.faces + k for mesh, k in zip(meshes, first, strict=True)]
+    vertices, uvs = ([getattr(mesh, name) for mesh in meshes] for name in ("vertices", "uvs"))
+    return Mesh(np.concatenate(vertices), np.concatenate(faces), uvs=np.concatenate(uvs))
 
 
 def signed_volume(mesh: Mesh) -> float:

@@ -10,10 +10,13 @@ charts apart as well.
 """
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import xatlas
 
+from jax3d.mesh.extract import compact, join
 from jax3d.types import Mesh
 
 _CELLS = 256
@@ -33,20 +36,32 @@ def unwrap(mesh: Mesh, texture: int) -> Mesh:
     Vertices on seams are repeated, vertex colours dropped. Takes 1 s at 5,000 faces and 3-5 s at
     10,000-20,000: simplify first. Raises `ValueError` where the charts do not fit the texture.
     """
+    return unwrap_together([mesh], texture)[0]
+
+
+def unwrap_together(meshes: Sequence[Mesh], texture: int) -> tuple[Mesh, ...]:
+    """Gives several meshes places in one texture, as `unwrap` does one.
+
+    They are one object, ever coarser, to be seen from ever farther: each has half the texels of
+    the one before along a length.
+    """
     if texture < 2:
         raise ValueError(
             f"mesh.texture is {texture}; charts need 2 pixels a side at the very least"
         )
-    if not len(mesh.faces):
+    if not all(len(mesh.faces) for mesh in meshes):
         raise ValueError("a mesh without faces has nothing to unwrap")
-    charts, count = _charts(mesh)
-    unwrapped = _pack_tightly(charts, texture // max(1, texture // _CELLS))
+    charts, counts = zip(*map(_charts, meshes), strict=True)
+    joined = _side_by_side(charts)
+    unwrapped = _pack_tightly(joined, texture // max(1, texture // _CELLS))
     if unwrapped is None:
         raise ValueError(
-            f"the mesh of {len(mesh.faces)} faces unfolds into {count} charts, which do not fit a "
-            f"texture of {texture} x {texture} pixels: raise mesh.texture or lower mesh.faces"
+            f"the mesh of {len(joined.faces)} faces unfolds into {sum(counts)} charts, which do "
+            f"not fit a texture of {texture} x {texture} pixels: raise mesh.texture or lower "
+            "mesh.faces"
         )
-    return unwrapped
+    ends = np.cumsum([0, *(len(mesh.faces) for mesh in meshes)])
+    return tuple(compact(unwrapped.replace(faces=unwrapped.faces[a:b])) for a, b in pairwise(ends))
 
 
 def _charts(mesh):
@@ -61,13 +76,23 @@ def _charts(mesh):
     return Mesh(mesh.vertices[source], faces.astype(np.int64), uvs=metres), atlas.chart_count
 
 
+def _side_by_side(charts: Sequence[Mesh]) -> Mesh:
+    """Charts of several meshes as those of one, of which none lies on another."""
+    placed, right = [], 0.0
+    for k, mesh in enumerate(charts):
+        placed.append(mesh.replace(uvs=mesh.uvs / 2**k + [right, 0.0]))
+        right = float(placed[-1].uvs[:, 0].max()) + 1.0
+    return join(placed)
+
+
 def _pack_tightly(charts, cells):
     """Charts at the largest scale at which they fit a grid, or None."""
     corners = charts.uvs[charts.faces]
     a, b = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     area = np.abs(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum() / 2
-    high = cells / math.sqrt(max(area, 1e-12))
-    low = _SMALLEST * high
+    # In cells, not metres: xatlas passes over faces of less than 1e-7, whatever their unit.
+    charts = charts.replace(uvs=charts.uvs * (cells / math.sqrt(max(area, 1e-12))))
+    low, high = _SMALLEST, 1.0
     best = _pack(charts, low, cells)
     for _ in range(_HALVINGS if best is not None else 0):
         scale = (low + high) / 2
@@ -77,7 +102,7 @@ def _pack_tightly(charts, cells):
 
 
 def _pack(charts, scale, cells):
-    """Charts at `scale` cells a metre, or None if they do not fit."""
+    """Charts at `scale` of their own size, in cells, or None if they do not fit."""
     atlas = xatlas.Atlas()
     atlas.add_uv_mesh(charts.uvs.astype(np.float32), charts.faces.astype(np.uint32))
     packing = xatlas.PackOptions()
