@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import parity_lrm
 import parity_shap_e
+import parity_zero123
 from rich.console import Console
 from rich.table import Table
 
@@ -742,14 +743,9 @@ def check_shap_e(split: Path, path: Path, io: Arrays) -> Checks:
     return {k: Check(*v) for k, v in parity_shap_e.check(split, path, io).items()}
 
 
-def check_clip_image(root: Path, split: str) -> dict[Path, tuple[Arrays, Checks]]:
-    """CLIP's encoder of pictures, which Zero-1-to-3 reads; of its vectors those that are of it."""
-    path = root / "zero123" / split / "io.npz"
-    if not path.exists():
-        return {}
-    io = {name: array for name, array in read(path).items() if "clip" in name}
-    checks = parity_shap_e.check_image_encoder(path.parent, io)
-    return {path: (io, {k: Check(*v) for k, v in checks.items()})}
+def check_zero123(split: Path, path: Path, io: Arrays) -> Checks:
+    """See `parity_zero123`."""
+    return {k: Check(*v) for k, v in parity_zero123.check(split, path, io).items()}
 
 
 # The walk.
@@ -764,9 +760,10 @@ SYSTEMS: dict[str, Callable[[Path, Path, Arrays], Checks]] = {
     "openlrm": check_openlrm,
     "triposr": check_triposr,
     "shap_e": check_shap_e,
+    "zero123": check_zero123,
 }
 INPUTS = re.compile(
-    r"in_.*|addnoise_(x0|noise|t)|eta\d+_noises|sel|zero123_ref|posterior_eps|num_frames"
+    r"in_.*|sds_(noise|t)|addnoise_(x0|noise|t)|eta\d+_noises|sel|zero123_ref|posterior_eps|num_frames"
     r"|render_(cameras|noise_.*)|crop_anchors|points|query_points|cam_fovy_deg"
     r"|noise_(stratified|pmf|importance)|q_pos|grid_size|mesh_sdf_bias_added"
 )
@@ -783,8 +780,6 @@ def walk_system(root: Path, name: str, split: str) -> dict[Path, tuple[Arrays, C
     system = root / name
     if name == "clip_tokenizer":
         return check_tokens(system, split)
-    if name == "clip_image":
-        return check_clip_image(root, split)
     if name == "manifests":
         return check_manifests(system)
     if name == "gaussians":
@@ -818,9 +813,8 @@ def main() -> int:
     parser.add_argument("--split", default="dev")
     parser.add_argument("--only", nargs="+", default=None, metavar="SYSTEM")
     args = parser.parse_args()
-    known = [*SYSTEMS, "clip_tokenizer", "clip_image", "manifests", "gaussians"]
-    there = {"clip_image": "zero123"}  # in whose folder its vectors are
-    names = args.only or [n for n in known if (args.root / there.get(n, n)).is_dir()]
+    known = [*SYSTEMS, "clip_tokenizer", "manifests", "gaussians"]
+    names = args.only or [n for n in known if (args.root / n).is_dir()]
     if unknown := [name for name in names if name not in known]:
         print(f"unknown: {', '.join(unknown)}; known are {', '.join(known)}", file=sys.stderr)
         return 2

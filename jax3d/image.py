@@ -132,6 +132,34 @@ SIDES = {".png": 2**31 - 1, ".jpg": 65_535, ".jpeg": 65_535, ".webp": 16_383}
 """Formats of pictures, by suffix, and the longest side that each can hold, pixels."""
 
 
+def squared(
+    picture: Float[Host, "H W c"], share: float, background: float
+) -> Float[np.ndarray, "n n 3"]:
+    """A picture on a square of one grey.
+
+    Of a picture with transparency, what is not transparent is cut out and laid on the middle, its
+    longer side `share` of the square's; another is laid there as it is.
+
+    Raises:
+      ValueError: all of it is transparent.
+    """
+    alpha = picture[..., 3] if picture.shape[-1] == 4 else np.ones(picture.shape[:2], picture.dtype)
+    room = 1.0
+    if alpha.min() < 1.0:
+        rows, columns = (np.flatnonzero((alpha > 0).any(axis)) for axis in (1, 0))
+        if not len(rows):
+            raise ValueError("the picture is transparent everywhere")
+        cut = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        picture, alpha, room = picture[cut], alpha[cut], share
+    height, width = alpha.shape
+    side = max(height, width, int(max(height, width) / room))
+    square = np.full((side, side, 3), background, np.float32)
+    top, left = (side - height) // 2, (side - width) // 2
+    over = picture[..., :3] * alpha[..., None] + background * (1 - alpha[..., None])
+    square[top : top + height, left : left + width] = over
+    return square
+
+
 def write(path: str | os.PathLike, rgb: Float[Host, "H W 3"]) -> None:
     """Write with 8 bits a channel, in the format that the suffix names.
 

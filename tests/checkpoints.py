@@ -1,8 +1,9 @@
 """Tiny checkpoints in the official layouts, and what the official implementations make of them.
 
-`golden/networks.json.gz` holds configurations and tensor shapes; the weights follow from a seed,
-a name and a shape. `golden/vectors.npz` holds inputs and outputs of torch-diffusers and
-transformers (MVDream: its authors' code) on those weights, channels first.
+`golden/networks.json.gz` and `zero123.json.gz` hold configurations and tensor shapes; the weights
+follow from a seed, a name and a shape. `golden/vectors.npz` and `zero123.npz` hold inputs and
+outputs of torch-diffusers and transformers (MVDream: its authors' code) on those weights, channels
+first.
 """
 
 import gzip
@@ -19,7 +20,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 GOLDEN = Path(__file__).parent / "golden"
-NETWORKS = json.loads(gzip.decompress((GOLDEN / "networks.json.gz").read_bytes()))
+NETWORKS = {
+    system: parts
+    for name in ("networks", "zero123")
+    for system, parts in json.loads(
+        gzip.decompress((GOLDEN / f"{name}.json.gz").read_bytes())
+    ).items()
+}
 MANIFESTS = json.loads(gzip.decompress((GOLDEN / "manifests.json.gz").read_bytes()))
 _TABLES = ("embedding", "embeddings", "token", "pos_embed", "latents", "query_tokens")
 _LAYERS = ("proj", "linear", "conv")

@@ -196,31 +196,3 @@ def demand_picture(prompt: Prompt, name: str) -> Float[np.ndarray, "H W c"]:
             "numbers from 0 to 1 (divide bytes by 255)"
         )
     return image
-
-
-def squared(
-    image: Float[np.ndarray, "H W c"], share: float, background: float
-) -> Float[np.ndarray, "n n 3"]:
-    """A picture on a square of one grey.
-
-    Of a picture with transparency, what is not transparent is cut out and laid on the middle, its
-    longer side `share` of the square's; another is laid there as it is.
-
-    Raises:
-      ValueError: all of it is transparent.
-    """
-    alpha = image[..., 3] if image.shape[-1] == 4 else np.ones(image.shape[:2], image.dtype)
-    room = 1.0
-    if alpha.min() < 1.0:
-        rows, columns = (np.flatnonzero((alpha > 0).any(axis)) for axis in (1, 0))
-        if not len(rows):
-            raise ValueError("the picture is transparent everywhere")
-        cut = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        image, alpha, room = image[cut], alpha[cut], share
-    height, width = alpha.shape
-    side = max(height, width, int(max(height, width) / room))
-    square = np.full((side, side, 3), background, np.float32)
-    top, left = (side - height) // 2, (side - width) // 2
-    over = image[..., :3] * alpha[..., None] + background * (1 - alpha[..., None])
-    square[top : top + height, left : left + width] = over
-    return square

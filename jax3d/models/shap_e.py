@@ -20,7 +20,8 @@ from jax3d import diffusion, weights
 from jax3d.diffusion import Grid, HeunState, Prediction
 from jax3d.fields import nerstf
 from jax3d.fields.nerstf import NerstfConfig
-from jax3d.models import lrm, shap_e_renderer
+from jax3d.image import squared
+from jax3d.models import shap_e_renderer
 from jax3d.models.base import Model
 from jax3d.models.shap_e_renderer import Tables
 from jax3d.nn import clip_image, clip_text, prior_transformer, tokenizer
@@ -191,7 +192,7 @@ def picture(image: Float[np.ndarray, "H W c"], side: int) -> Float[np.ndarray, "
     square of the picture is taken.
     """
     if image.shape[-1] == 4 and image[..., 3].min() < 1.0:
-        image = lrm.squared(image, SHARE, BACKGROUND)
+        image = squared(image, SHARE, BACKGROUND)
     return clip_image.picture(image[..., :3], side)
 
 

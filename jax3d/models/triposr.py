@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax3d import resample, weights
+from jax3d.image import squared
 from jax3d.models import lrm
 from jax3d.models.base import Model
 from jax3d.models.lrm import Design
@@ -131,7 +132,7 @@ def planes(
 
 def picture(image: Float[np.ndarray, "H W c"], side: int) -> Float[np.ndarray, "s s 3"]:
     """A picture as the network learnt them: the object on grey, centred."""
-    square = lrm.squared(image, SHARE, BACKGROUND)
+    square = squared(image, SHARE, BACKGROUND)
     matrix = resample.antialiased(len(square), side, "linear")
     return resample.grid(matrix, matrix, square)
 

@@ -14,6 +14,7 @@ from lrm_folders import ENCODERS, KNOWN
 from jax3d import weights
 from jax3d.camera import orbit
 from jax3d.fields.triplane import triplane
+from jax3d.image import squared
 from jax3d.models import lrm, openlrm, props_native, triposr
 from jax3d.models.open import open_model
 from jax3d.optimize.stage import as_stage
@@ -317,7 +318,7 @@ def test_a_yaml_with_aliases_or_without_an_end_is_refused(tmp_path):
 def test_what_is_not_transparent_is_laid_on_the_middle():
     image = np.zeros((20, 30, 4), np.float32)
     image[4:9, 3:13] = (1.0, 0.0, 0.0, 0.5)
-    square = lrm.squared(image, 0.8, 0.5)
+    square = squared(image, 0.8, 0.5)
     assert square.shape == (12, 12, 3)
     np.testing.assert_allclose(square[3:8, 1:11], np.broadcast_to([0.75, 0.25, 0.25], (5, 10, 3)))
     square[3:8, 1:11] = 0.5
@@ -328,7 +329,7 @@ def test_a_picture_without_transparency_is_kept_whole():
     image = np.random.default_rng(0).random((4, 6, 3), np.float32)
     opaque = np.concatenate([image, np.ones((4, 6, 1), np.float32)], -1)
     for given in (image, opaque):
-        square = lrm.squared(given, 0.8, 1.0)
+        square = squared(given, 0.8, 1.0)
         np.testing.assert_array_equal(square[1:5], image)
         np.testing.assert_array_equal(square[[0, 5]], 1.0)
 
