@@ -20,6 +20,7 @@ COMMANDS = {
     "reconstruct": "Makes 3D assets from pictures, one each.",
     "export": "Makes meshes, pictures and turntables of finished assets again, at other sizes.",
     "sample": "Draws 2D images from the critic alone: one row a prompt, one column a view.",
+    "views": "Draws what a picture shows from other sides, by a critic alone: one row a picture.",
     "train prior": "Trains the embedded critic; goes on from its own checkpoint.",
     "train native": "Trains the embedded native generator; goes on from its own checkpoint.",
     "train lrm": "Trains the embedded reconstructor; goes on from its own checkpoint.",

@@ -1,6 +1,7 @@
 """Zero-1-to-3 against its diffusers pipeline on the same weights, and its words to people."""
 
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from checkpoints import GOLDEN, write_folder, write_network
 
-from jax3d import diffusion, image
+from jax3d import cli, diffusion, image
 from jax3d.camera import orbit
 from jax3d.nn import clip_image, vae
 from jax3d.priors import zero123
@@ -134,6 +135,24 @@ def test_another_denoiser_is_told(tmp_path):
     write_network(tmp_path, "sd15", "unet")
     with pytest.raises(ValueError, match="takes 4 channels and gives 4"):
         open_critic(tmp_path)
+
+
+def test_the_command_draws_other_sides(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    image.write("chair.png", np.full((40, 30, 3), 0.4, np.float32))
+    few = ["--prior", str(folder), "--views", "2", "--steps", "2", "--no-cache"]
+    assert cli.main(["views", "chair.png", "chair.png", *few]) == 0
+    assert image.read_image("views.png").shape == (64, 64, 3)
+    assert cli.main(["views", "chair.png", *few, "--out", "orbit.gif"]) == 0
+    assert Path("orbit.gif").stat().st_size > 0
+    for wrong, told in (
+        (["views", *few], "no picture"),
+        (["views", "chair.png"], "no critic"),
+        (["views", "chair.png", "chair.png", *few, "--out", "orbit.mp4"], "one picture's object"),
+        (["views", "missing.png", *few], r"missing.png"),
+    ):
+        assert cli.main(wrong) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_threestudios_table():
