@@ -24,6 +24,7 @@ import numpy as np
 import parity_lrm
 import parity_shap_e
 import parity_zero123
+import parity_zero123plus
 from rich.console import Console
 from rich.table import Table
 
@@ -748,6 +749,11 @@ def check_zero123(split: Path, path: Path, io: Arrays) -> Checks:
     return {k: Check(*v) for k, v in parity_zero123.check(split, path, io).items()}
 
 
+def check_zero123plus(split: Path, path: Path, io: Arrays) -> Checks:
+    """See `parity_zero123plus`."""
+    return {k: Check(*v) for k, v in parity_zero123plus.check(split, path, io).items()}
+
+
 # The walk.
 
 SYSTEMS: dict[str, Callable[[Path, Path, Arrays], Checks]] = {
@@ -761,9 +767,10 @@ SYSTEMS: dict[str, Callable[[Path, Path, Arrays], Checks]] = {
     "triposr": check_triposr,
     "shap_e": check_shap_e,
     "zero123": check_zero123,
+    "zero123plus": check_zero123plus,
 }
 INPUTS = re.compile(
-    r"in_.*|sds_(noise|t)|addnoise_(x0|noise|t)|eta\d+_noises|sel|zero123_ref|posterior_eps|num_frames"
+    r"in_.*|sds_(noise|t)|lat_z|addnoise_(x0|noise|t)|eta\d+_noises|sel|zero123_ref|posterior_eps|num_frames"
     r"|render_(cameras|noise_.*)|crop_anchors|points|query_points|cam_fovy_deg"
     r"|noise_(stratified|pmf|importance)|q_pos|grid_size|mesh_sdf_bias_added"
 )

@@ -2,7 +2,10 @@
 
 Letters: b images (or views), h and w pixels, l and m tokens, c channels, d width of the context.
 Self-attention may join `views` consecutive images into one sequence (MVDream, section 3.1,
-https://arxiv.org/abs/2308.16512); nothing else in a network looks across images.
+https://arxiv.org/abs/2308.16512), or look at another batch of images beside its own (reference
+attention, https://arxiv.org/abs/2310.15110, section 2.2): a call of a network with
+`mutable=["reference"]` leaves what its self-attention read, and a call that is given this variable
+reads it too. Nothing else in a network looks across images.
 """
 
 from typing import Any
@@ -127,7 +130,10 @@ class BasicTransformerBlock(nn.Module):
             y = attention("attn1")(y, context)
         else:
             joint = y.reshape(b // self.views, self.views * length, channels)
-            y = attention("attn1")(joint).reshape(x.shape)
+            reference = self.get_variable("reference", "tokens")
+            self.sow("reference", "tokens", joint, lambda old, new: new, lambda: None)
+            beside = joint if reference is None else jnp.concatenate([joint, reference], axis=1)
+            y = attention("attn1")(joint, beside).reshape(x.shape)
         x = x + y
         x = x + attention("attn2")(layer_norm("norm2")(x), context)
         return x + FeedForward(self.dtype, name="ff")(layer_norm("norm3")(x))

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jax3d import hub
-from jax3d.priors import deepfloyd, embedded, mvdream, stable_diffusion, zero123
+from jax3d.priors import deepfloyd, embedded, mvdream, stable_diffusion, zero123, zero123plus
 from jax3d.priors.base import Critic
 
 _SYSTEMS = (embedded, zero123, stable_diffusion, mvdream, deepfloyd)
@@ -21,7 +21,8 @@ _KNOWN = (
     "(.pt, .ckpt or .safetensors), by itself or alone in a folder"
 )
 
-_FETCHED = ("*.json", "*.txt", "*.safetensors", "*.pt")
+FETCHED = ("*.json", "*.txt", "*.safetensors", "*.pt")
+"""What the hub is asked for."""
 
 
 def open_critic(path: str | Path = "embedded", dtype: Any = jnp.float32) -> Critic:
@@ -38,7 +39,9 @@ def open_critic(path: str | Path = "embedded", dtype: Any = jnp.float32) -> Crit
     """
     if path == "embedded":
         return embedded.open()
-    found = hub.find(str(path), _FETCHED, _KNOWN)
+    found = hub.find(str(path), FETCHED, _KNOWN)
+    if zero123plus.recognises(found):
+        raise ValueError(f"{path}: Zero123++ draws views and judges none; `jax3d views` asks it")
     for system in _SYSTEMS:
         if system.recognises(found):
             return system.open(found, jnp.dtype(dtype))
