@@ -21,6 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity_imagedream
 import parity_lrm
 import parity_shap_e
 import parity_zero123
@@ -30,8 +31,8 @@ from rich.table import Table
 
 from jax3d import diffusion, prompts, weights
 from jax3d.guidance import perp_neg, score
-from jax3d.nn import clip_text, tokenizer, unet, vae
-from jax3d.priors import ldm, mvdream, schedulers, zero123
+from jax3d.nn import clip_image, clip_text, tokenizer, unet, vae
+from jax3d.priors import imagedream, ldm, mvdream, schedulers, zero123
 from jax3d.render import splat
 from jax3d.render.ewa import View
 from jax3d.types import Camera, Cond, Gaussians
@@ -663,6 +664,9 @@ MANIFESTS = {
     "sdxl_unet": "unet",
     "sd_vae": "vae",
     "mvdream_unet": "views",
+    "imagedream_unet": "views of a picture",
+    "zero123_unet": "unet",
+    "clip_vit_h14_vision_proj": "vision",
     "clip_vit_l_text": "text",
     "clip_vit_h_text_sd21": "text",
     "clip_bigG_text_proj": "text",
@@ -672,7 +676,7 @@ MANIFESTS = {
     "shap_e_prior": "shap_e",
     "shap_e_img2img_prior": "shap_e",
     "shap_e_renderer": "shap_e",
-    "clip_vit_l14_vision_proj": "shap_e",
+    "clip_vit_l14_vision_proj": "vision",
 }
 
 
@@ -720,6 +724,11 @@ def network_of(kind: str, config: dict, flat: Arrays) -> tuple[object, Arrays]:
             return clip_text.abstract_params(clip_text.from_config(config)), clip_text.rename(flat)
         case "openlrm":
             return parity_lrm.full_openlrm(config["cfg"], flat)
+        case "vision":
+            config["architectures"] = ["CLIPVisionModelWithProjection"]
+            return clip_image.abstract_params(clip_image.from_config(config)), flat
+        case "views of a picture":
+            return imagedream.fitting(flat, config, "the list")[2:]
         case "views":
             flat = ldm.unet_names(flat, config["num_res_blocks"])
             config = ldm.unet_config(config)
@@ -749,6 +758,11 @@ def check_zero123(split: Path, path: Path, io: Arrays) -> Checks:
     return {k: Check(*v) for k, v in parity_zero123.check(split, path, io).items()}
 
 
+def check_imagedream(split: Path, path: Path, io: Arrays) -> Checks:
+    """See `parity_imagedream`."""
+    return {k: Check(*v) for k, v in parity_imagedream.check(split, path, io).items()}
+
+
 def check_zero123plus(split: Path, path: Path, io: Arrays) -> Checks:
     """See `parity_zero123plus`."""
     return {k: Check(*v) for k, v in parity_zero123plus.check(split, path, io).items()}
@@ -766,6 +780,7 @@ SYSTEMS: dict[str, Callable[[Path, Path, Arrays], Checks]] = {
     "openlrm": check_openlrm,
     "triposr": check_triposr,
     "shap_e": check_shap_e,
+    "imagedream": check_imagedream,
     "zero123": check_zero123,
     "zero123plus": check_zero123plus,
 }

@@ -197,9 +197,6 @@ def check_image_encoder(split: Path, io: Arrays) -> Checks:
 
 def full(name: str, config: dict | None, flat: Arrays) -> tuple[object, Arrays]:
     """The parameters that a manifest is of, and its tensors under our names."""
-    if name == "clip_vit_l14_vision_proj":
-        tower = clip_image.from_config({**config, "architectures": [_PROJECTED]})
-        return clip_image.abstract_params(tower), flat
     if name == "shap_e_renderer":
         renderer = shap_e_renderer.from_config(RENDERER)
         return shap_e_renderer.abstract_params(renderer), shap_e_renderer.rename(flat)
@@ -207,7 +204,6 @@ def full(name: str, config: dict | None, flat: Arrays) -> tuple[object, Arrays]:
     return prior_transformer.abstract_params(prior), prior_transformer.rename(flat)
 
 
-_PROJECTED = "CLIPVisionModelWithProjection"
 RENDERER = {
     "d_latent": 1024,
     "d_hidden": 256,

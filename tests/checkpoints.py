@@ -1,7 +1,7 @@
 """Tiny checkpoints in the official layouts, and what the official implementations make of them.
 
-`golden/networks.json.gz` and `zero123.json.gz` hold configurations and tensor shapes; the weights
-follow from a seed, a name and a shape. `golden/vectors.npz` and `zero123.npz` hold inputs and
+`golden/networks.json.gz` and `pictures.json.gz` hold configurations and tensor shapes; the weights
+follow from a seed, a name and a shape. `golden/vectors.npz` and its neighbours hold inputs and
 outputs of torch-diffusers and transformers (MVDream: its authors' code) on those weights, channels
 first.
 """
@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 GOLDEN = Path(__file__).parent / "golden"
 NETWORKS = {
     system: parts
-    for name in ("networks", "zero123")
+    for name in ("networks", "pictures")
     for system, parts in json.loads(
         gzip.decompress((GOLDEN / f"{name}.json.gz").read_bytes())
     ).items()

@@ -62,6 +62,9 @@ class Attention(nn.Module):
     dtype: Any = jnp.float32
     qkv_bias: bool = False
     out_bias: bool = True
+    image_tokens: int = 0
+    """The last tokens of the context, of a picture, which have keys and values of their own
+    (IP-Adapter, https://arxiv.org/abs/2308.06721, section 3.2.2)."""
 
     @nn.compact
     def __call__(
@@ -69,6 +72,8 @@ class Attention(nn.Module):
     ) -> Float[Array, "b l o"]:
         """Attends from `x` to `context`, or to itself without one."""
         context = x if context is None else context
+        of_image = context[:, context.shape[1] - self.image_tokens :]
+        context = context[:, : context.shape[1] - self.image_tokens]
         inner = self.heads * self.head_dim
 
         def project(tokens, name):
@@ -76,7 +81,10 @@ class Attention(nn.Module):
             return y.reshape(*y.shape[:-1], self.heads, self.head_dim)
 
         q, k, v = project(x, "to_q"), project(context, "to_k"), project(context, "to_v")
-        y = attend(q, k, v).reshape(*x.shape[:-1], inner)
+        y = attend(q, k, v)
+        if self.image_tokens:
+            y = y + attend(q, project(of_image, "to_k_ip"), project(of_image, "to_v_ip"))
+        y = y.reshape(*x.shape[:-1], inner)
         return dense(self.out_dim, self.dtype, self.out_bias, "to_out_0")(y)
 
 
@@ -113,6 +121,7 @@ class BasicTransformerBlock(nn.Module):
     head_dim: int
     views: int = 1
     only_cross_attention: bool = False
+    image_tokens: int = 0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -122,8 +131,10 @@ class BasicTransformerBlock(nn.Module):
         """Applies the three residual layers; images are in groups of `views`."""
         b, length, channels = x.shape
 
-        def attention(name):
-            return Attention(self.heads, self.head_dim, channels, dtype=self.dtype, name=name)
+        def attention(name, **own):
+            return Attention(
+                self.heads, self.head_dim, channels, dtype=self.dtype, name=name, **own
+            )
 
         y = layer_norm("norm1")(x)
         if self.only_cross_attention:
@@ -135,7 +146,8 @@ class BasicTransformerBlock(nn.Module):
             beside = joint if reference is None else jnp.concatenate([joint, reference], axis=1)
             y = attention("attn1")(joint, beside).reshape(x.shape)
         x = x + y
-        x = x + attention("attn2")(layer_norm("norm2")(x), context)
+        told = attention("attn2", image_tokens=self.image_tokens)
+        x = x + told(layer_norm("norm2")(x), context)
         return x + FeedForward(self.dtype, name="ff")(layer_norm("norm3")(x))
 
 
@@ -149,6 +161,7 @@ class Transformer2DModel(nn.Module):
     use_linear_projection: bool = False
     views: int = 1
     only_cross_attention: bool = False
+    image_tokens: int = 0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -173,6 +186,7 @@ class Transformer2DModel(nn.Module):
                 self.head_dim,
                 self.views,
                 self.only_cross_attention,
+                self.image_tokens,
                 self.dtype,
                 name=f"transformer_blocks_{i}",
             )(y, context)

@@ -84,7 +84,8 @@ class UNet2DConditionModel(nn.Module):
 
     `attention_head_dim` is the NUMBER of heads in plain attention blocks, for historical reasons,
     and their width in the `Simple` ones. `dtype` is that of weights and arithmetic; norms,
-    softmax and the time embedding are float32 always. `remat` recomputes the layers' insides in a
+    softmax and the time embedding are float32 always. The last `image_tokens` of the context are
+    of a picture, and read by layers of their own. `remat` recomputes the layers' insides in a
     backward pass instead of keeping them.
     """
 
@@ -127,6 +128,7 @@ class UNet2DConditionModel(nn.Module):
     encoder_hid_dim: int | None = None
     encoder_hid_dim_type: str | None = None
     views: int = 1
+    image_tokens: int = 0
     dtype: Any = jnp.float32
     remat: bool = False
 
@@ -274,6 +276,7 @@ class UNet2DConditionModel(nn.Module):
             use_linear_projection=self.use_linear_projection,
             views=self.views,
             only_cross_attention=only_cross,
+            image_tokens=self.image_tokens,
             dtype=self.dtype,
         )
         return self._recomputed(maker)
@@ -429,7 +432,7 @@ def abstract_params(unet: UNet2DConditionModel) -> Params:
         jax.random.key(0),
         shape((unet.views, side, side, unet.in_channels)),
         shape((unet.views,)),
-        shape((unet.views, 1, context)),
+        shape((unet.views, 1 + unet.image_tokens, context)),
         None,
         added,
     )["params"]

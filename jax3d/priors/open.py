@@ -6,19 +6,27 @@ from typing import Any
 import jax.numpy as jnp
 
 from jax3d import hub
-from jax3d.priors import deepfloyd, embedded, mvdream, stable_diffusion, zero123, zero123plus
+from jax3d.priors import (
+    deepfloyd,
+    embedded,
+    imagedream,
+    mvdream,
+    stable_diffusion,
+    zero123,
+    zero123plus,
+)
 from jax3d.priors.base import Critic
 
-_SYSTEMS = (embedded, zero123, stable_diffusion, mvdream, deepfloyd)
+_SYSTEMS = (embedded, zero123, imagedream, stable_diffusion, mvdream, deepfloyd)
 """Each has `recognises(path)` and `open(path, dtype)`; the first to recognise a path opens it."""
 
 _KNOWN = (
     'known are "embedded"; a .safetensors file with its .json beside, as `jax3d train prior` '
     "writes it; folders in diffusers' layout of Stable Diffusion 1, 2 and XL (unet/, vae/, "
     "text_encoder/, tokenizer/, scheduler/), of MVDream (the same, its unet/ a "
-    "MultiViewUNetModel), of Zero123 (image_encoder/, clip_camera_projection/) and of pixel-space "
-    "critics (no vae/); and MVDream's original checkpoint "
-    "(.pt, .ckpt or .safetensors), by itself or alone in a folder"
+    "MultiViewUNetModel), of ImageDream (MVDream's with image_encoder/), of Zero123 "
+    "(image_encoder/, clip_camera_projection/) and of pixel-space critics (no vae/); and "
+    "MVDream's original checkpoint (.pt, .ckpt or .safetensors), by itself or alone in a folder"
 )
 
 FETCHED = ("*.json", "*.txt", "*.safetensors", "*.pt")
