@@ -21,6 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity_hunyuan3d
 import parity_lrm
 import parity_shap_e
 from rich.console import Console
@@ -742,6 +743,11 @@ def check_shap_e(split: Path, path: Path, io: Arrays) -> Checks:
     return {k: Check(*v) for k, v in parity_shap_e.check(split, path, io).items()}
 
 
+def check_hunyuan3d(split: Path, path: Path, io: Arrays) -> Checks:
+    """See `parity_hunyuan3d`."""
+    return {k: Check(*v) for k, v in parity_hunyuan3d.check(split, path, io).items()}
+
+
 def check_clip_image(root: Path, split: str) -> dict[Path, tuple[Arrays, Checks]]:
     """CLIP's encoder of pictures, which Zero-1-to-3 reads; of its vectors those that are of it."""
     path = root / "zero123" / split / "io.npz"
@@ -764,11 +770,13 @@ SYSTEMS: dict[str, Callable[[Path, Path, Arrays], Checks]] = {
     "openlrm": check_openlrm,
     "triposr": check_triposr,
     "shap_e": check_shap_e,
+    "hunyuan3d2": check_hunyuan3d,
 }
 INPUTS = re.compile(
     r"in_.*|addnoise_(x0|noise|t)|eta\d+_noises|sel|zero123_ref|posterior_eps|num_frames"
     r"|render_(cameras|noise_.*)|crop_anchors|points|query_points|cam_fovy_deg"
     r"|noise_(stratified|pmf|importance)|q_pos|grid_size|mesh_sdf_bias_added"
+    r"|vae_(in_latents|queries)|shift"
 )
 
 
