@@ -87,6 +87,10 @@ def model(
 
     configs = (transformer.config, vae.config, design.encoder.config, design.field)
     facts = [dataclasses.asdict(config) for config in configs]
+
+    def decode(params, z):
+        return shape.decode(shape.told_by(vae, params["vae"], z), z, design.field)
+
     return Model(
         field=design.field,
         representation=decoded(design.field)._replace(mesh=shape.mesher(vae, params["vae"])),
@@ -95,7 +99,7 @@ def model(
         begin=begin,
         advance=advance,
         steps=len(design.levels) - 1,
-        decode=lambda params, z: shape.decode(vae, params["vae"], z, design.field),
+        decode=decode,
         name=name,
         digest=weights.digest(params, [*facts, design.picture, design.levels]),
     )

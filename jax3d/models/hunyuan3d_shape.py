@@ -52,28 +52,33 @@ def theirs(x: Float[Array, "*m 3"]) -> Float[Array, "*m 3"]:
 # The grid.
 
 
-def decode(
-    vae: Vecset, params: Params, z: Float[Array, "n d"], config: DecodedConfig
-) -> dict[str, Array]:
-    """An asset's parameters, of `fields.decoded`."""
+def told_by(
+    vae: Vecset, params: Params, z: Float[Array, "n d"]
+) -> Callable[[Float[Array, "m 3"]], Float[Array, " m"]]:
+    """The field of our world that latents stand for, positive inside."""
     mixed = vae.apply({"params": params}, z[None], method="mix")
+    return partial(_ask, vae, params, mixed)
+
+
+def _ask(vae: Vecset, params: Params, mixed: Array, x: Float[Array, "m 3"]) -> Float[Array, " m"]:
+    return vae.apply({"params": params}, mixed, theirs(x)[None], method="ask")[0]
+
+
+def decode(
+    field: Callable[[Array], Array], z: Float[Array, "n d"], config: DecodedConfig
+) -> dict[str, Array]:
+    """An asset's parameters, of `fields.decoded`, from the field that its latents stand for."""
     r = config.grid.resolution
     axis = jnp.linspace(-config.grid.bound, config.grid.bound, r)
     points = jnp.stack(jnp.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
-    count = len(points)
-    chunks = jnp.pad(points, ((0, -count % CHUNK), (0, 0))).reshape(-1, CHUNK, 3)
-    values = jax.lax.map(partial(_ask, vae, params, mixed), chunks)
-    values = values.reshape(-1)[:count].reshape(r, r, r)
+    chunks = jnp.pad(points, ((0, -len(points) % CHUNK), (0, 0))).reshape(-1, CHUNK, 3)
+    values = jax.lax.map(field, chunks).reshape(-1)[: len(points)].reshape(r, r, r)
     slopes = jnp.stack(jnp.gradient(values, 2 * config.grid.bound / (r - 1)), axis=-1)
     return {
         "sdf": distances(values, slopes, config.grid),
         "rgb": jax.scipy.special.logit(shaded(-slopes)),
         "latents": z,
     }
-
-
-def _ask(vae: Vecset, params: Params, mixed: Array, x: Float[Array, "m 3"]) -> Float[Array, " m"]:
-    return vae.apply({"params": params}, mixed, theirs(x)[None], method="ask")[0]
 
 
 def distances(
