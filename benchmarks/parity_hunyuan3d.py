@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax3d import weights
-from jax3d.models import hunyuan3d
+from jax3d.models import hunyuan3d, hunyuan3d_config
 from jax3d.nn import dit, vecset
 
 Arrays = dict[str, np.ndarray]
@@ -38,7 +38,7 @@ def check_networks(split: Path, io: Arrays) -> Checks:
     out, aside = run({"params": params}, *told)
     layers = aside["intermediates"]
     section = {"target": "ShapeVAE", "params": json.loads((split / "vae_config.json").read_text())}
-    vae = hunyuan3d.vae_of(section)
+    vae = hunyuan3d_config.vae_of(section)
     params = {"params": part(tensors, "vae", vecset.abstract_params(vae))}
     mixed = jax.jit(partial(vae.apply, method="mix"))(params, jnp.asarray(io["vae_in_latents"]))
     points = jnp.asarray(io["vae_queries"])
@@ -72,7 +72,7 @@ def check_sampler(io: Arrays) -> Checks:
     """The times, and every step; theirs has one more, which stands still."""
     steps = len(io["timesteps"])
     settings = {"shift": float(io["shift"])}
-    levels = hunyuan3d.levels("FlowMatchEulerDiscreteScheduler", settings, steps)
+    levels = hunyuan3d_config.levels("FlowMatchEulerDiscreteScheduler", settings, steps)
     times = jnp.asarray(levels, jnp.float32)
     x, path = jnp.asarray(io["in_x"]), []
     for i, v in enumerate(io["in_model_outputs"][: len(levels) - 1]):

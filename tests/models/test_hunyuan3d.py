@@ -14,7 +14,7 @@ from jax3d.camera import orbit
 from jax3d.mesh import EmptyFieldError, octree
 from jax3d.mesh.extract import signed_volume
 from jax3d.mesh.simplify import is_closed
-from jax3d.models import hunyuan3d
+from jax3d.models import hunyuan3d, hunyuan3d_config
 from jax3d.models import hunyuan3d_shape as shape
 from jax3d.models.open import open_model
 from jax3d.nn import dino, dit, vecset
@@ -66,7 +66,7 @@ def test_the_transformer_is_the_official_code(name):
 @pytest.mark.parametrize("name", ["vae", "narrow_vae"])
 def test_the_decoder_is_the_official_code(name):
     section = {"target": "ShapeVAE", "params": folders.KNOWN[name]["config"]}
-    vae = hunyuan3d.vae_of(section)
+    vae = hunyuan3d_config.vae_of(section)
     flat = hunyuan3d.decoding(folders.tensors(name))
     params = {"params": weights.to_flax(flat, vecset.abstract_params(vae))}
     mixed = jax.jit(partial(vae.apply, method="mix"))(params, jnp.asarray(IO["vae_in_latents"]))
@@ -85,7 +85,7 @@ def test_the_decoder_is_the_official_code(name):
 def test_the_encoder_is_the_official_code(name):
     parts = {k: folders.KNOWN[k]["config"] for k in ("dit", "vae")}
     config = folders.config(**parts, dino=folders.KNOWN[name]["config"])
-    net = hunyuan3d.from_config(config).encoder
+    net = hunyuan3d_config.from_config(config).encoder
     pixels = jnp.asarray(np.moveaxis(IO["in_pixels"], 1, -1))
     like = jax.eval_shape(net.init, jax.random.key(0), pixels)["params"]
     params = weights.to_flax(dino.from_transformers(folders.tensors(name)), like)
@@ -94,7 +94,7 @@ def test_the_encoder_is_the_official_code(name):
 
 
 def test_sampling_is_the_official_code_but_for_a_step_that_stands_still():
-    levels = hunyuan3d.levels("FlowMatchEulerDiscreteScheduler", {}, STEPS)
+    levels = hunyuan3d_config.levels("FlowMatchEulerDiscreteScheduler", {}, STEPS)
     np.testing.assert_allclose(np.append(levels, 1.0), IO["sampler_sigmas"], atol=1e-6)
     x, times = jnp.asarray(IO["sampler_in_x"]), jnp.asarray(levels, jnp.float32)
     for i, want in enumerate(IO["sampler_traj"][:-1]):
@@ -105,23 +105,25 @@ def test_sampling_is_the_official_code_but_for_a_step_that_stands_still():
 
 def test_times_of_other_samplers():
     turbo = "ConsistencyFlowMatchEulerDiscreteScheduler"
-    few = hunyuan3d.levels(turbo, {"pcm_timesteps": 100}, 8)
+    few = hunyuan3d_config.levels(turbo, {"pcm_timesteps": 100}, 8)
     # Phases begin at 0, 119, 249, ... of 999.
     begins = [0, 119, 249, 369, 499, 619, 749, 869, 999]
     np.testing.assert_allclose(few, np.array(begins) / 999, atol=1e-9)
-    shifted = hunyuan3d.levels("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, 5)
+    shifted = hunyuan3d_config.levels("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, 5)
     np.testing.assert_allclose(shifted, [0, 0.5, 0.75, 0.9, 1])
     np.testing.assert_array_equal(
-        hunyuan3d.levels("FlowMatchEulerDiscreteScheduler", {}, 1), [0, 1]
+        hunyuan3d_config.levels("FlowMatchEulerDiscreteScheduler", {}, 1), [0, 1]
     )
     with pytest.raises(WeightsError, match="9 steps of 8 phases of 1000"):
-        hunyuan3d.levels(turbo, {"pcm_timesteps": 8}, 9)
+        hunyuan3d_config.levels(turbo, {"pcm_timesteps": 8}, 9)
     with pytest.raises(WeightsError, match="'DDIMScheduler' is not known"):
-        hunyuan3d.levels("DDIMScheduler", {}, 5)
+        hunyuan3d_config.levels("DDIMScheduler", {}, 5)
     with pytest.raises(WeightsError, match="a shift of 1, or one that moves"):
-        hunyuan3d.levels("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, 5)
+        hunyuan3d_config.levels(
+            "FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, 5
+        )
     with pytest.raises(ValueError, match="steps is 0"):
-        hunyuan3d.levels(turbo, {}, 0)
+        hunyuan3d_config.levels(turbo, {}, 0)
 
 
 @pytest.mark.parametrize(
@@ -131,14 +133,14 @@ def test_every_key_of_the_full_size_models_is_read(name):
     full = folders.KNOWN["full"]
     parts = {"model": name, "vae": "vae", "conditioner": "dino"}
     config = folders.config(*(full[part]["config"] for part in parts.values()))
-    design = hunyuan3d.from_config(config)
+    design = hunyuan3d_config.from_config(config)
     flat = {}
     for prefix, part in parts.items():
         inner = f"{prefix}." + folders.ENCODER * (part == "dino")
         flat |= {
             inner + k: np.broadcast_to(np.float32(0), s) for k, s in full[part]["keys"].items()
         }
-    like = hunyuan3d.abstract_params(design)
+    like = hunyuan3d_config.abstract_params(design)
     weights.demand_fit(hunyuan3d.names(flat), like)
     count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(like["dit"]))
     assert round(count / 1e6) == {"dit": 1113, "fast_dit": 1115, "mini_dit": 559}[name]
@@ -148,7 +150,7 @@ def test_every_key_of_the_full_size_models_is_read(name):
 
 def test_every_key_of_the_turbo_decoder_is_read():
     known = folders.KNOWN["full"]["narrow_vae"]
-    vae = hunyuan3d.vae_of({"target": "ShapeVAE", "params": known["config"]})
+    vae = hunyuan3d_config.vae_of({"target": "ShapeVAE", "params": known["config"]})
     flat = {k: np.broadcast_to(np.float32(0), s) for k, s in known["keys"].items()}
     weights.demand_fit(hunyuan3d.decoding(flat), vecset.abstract_params(vae))
 
@@ -156,23 +158,24 @@ def test_every_key_of_the_turbo_decoder_is_read():
 # Sampling.
 
 
-def sample(model, cond, knobs):
-    z = model.begin(jax.random.key(knobs.seed), cond)
-    take = partial(model.advance, model.params)
-    return jax.lax.fori_loop(0, model.steps, lambda i, z: take(z, i, cond, knobs), z)
-
-
-def test_a_batch_of_eight_is_each_alone(model):
+def test_eight_at_once_are_each_alone_and_go_on_from_any_step(model):
     conds = stack([model.condition(Prompt("a" * k)) for k in range(8)])
     numbers = stack([knobs(k, model_scale=1.0 + k) for k in range(8)])
-    run = partial(sample, model)
-    together, one = jax.jit(jax.vmap(run))(conds, numbers), jax.jit(run)
-    for k in range(8):
-        cond, number = jax.tree.map(lambda x, k=k: x[k], (conds, numbers))
-        np.testing.assert_allclose(together[k], one(cond, number), rtol=1e-4, atol=1e-4)
+    one = jax.jit(model.advance)
+    eight = jax.jit(jax.vmap(model.advance, (None, 0, None, 0, 0)))
+    z = jax.vmap(lambda k: model.begin(jax.random.key(k), None))(jnp.arange(8))
+    alone = [z[k] for k in range(8)]
+    for i in map(jnp.int32, range(model.steps)):
+        z = eight(model.params, z, i, conds, numbers)
+        for k in range(8):
+            cond, number = jax.tree.map(lambda x, k=k: x[k], (conds, numbers))
+            kept = jnp.asarray(np.asarray(alone[k]))  # as from a checkpoint
+            alone[k] = one(model.params, alone[k], i, cond, number)
+            np.testing.assert_array_equal(one(model.params, kept, i, cond, number), alone[k])
+    np.testing.assert_allclose(z, stack(alone), rtol=1e-4, atol=1e-4)
+    assert np.abs(z[0] - z[1]).max() > 0.1
     # A sweep over guidance is one program.
     assert one._cache_size() == 1
-    assert np.abs(together[0] - together[1]).max() > 0.1
 
 
 def test_guidance_goes_on_beyond_what_is_told(core, model):
@@ -281,7 +284,7 @@ def test_an_asset_is_meshed_from_its_latents(core, model):
 
 # Pictures.
 
-HOW = hunyuan3d.Picture(framed=32, border=0.15, side=28)
+HOW = hunyuan3d_config.Picture(framed=32, border=0.15, side=28)
 
 
 def test_what_is_not_transparent_is_laid_on_white_with_a_border():
@@ -363,12 +366,15 @@ def test_another_decoder_takes_the_place_of_the_models(folder, tmp_path):
     other = folders.write_vae(tmp_path / "hunyuan3d-vae-v2-0-turbo")
     design, params = hunyuan3d.load(folder, vae=other)
     assert design.vae.config.geo_decoder_downsample_ratio == 2
-    mixed = design.vae.apply(
-        {"params": params["vae"]}, jnp.asarray(IO["vae_in_latents"]), method="mix"
-    )
-    points = jnp.asarray(IO["vae_queries"])
-    values = design.vae.apply({"params": params["vae"]}, mixed, points, method="ask")
-    np.testing.assert_allclose(values, IO["narrow_logits"][..., 0], atol=2e-5)
+    own = hunyuan3d.decoding(folders.tensors("narrow_vae"))
+    like = vecset.abstract_params(design.vae)
+    assert weights.digest(params["vae"]) == weights.digest(weights.to_flax(own, like))
+    assert set(params) == {"dit", "encoder", "vae"}
+    described = folders.tiny()
+    described["vae"]["params"]["num_latents"] = 12
+    longer = folders.write(tmp_path / "longer", described)
+    with pytest.raises(WeightsError, match=r"decodes \(10, 8\) latents .* not \(12, 8\)"):
+        hunyuan3d.load(longer, vae=other)
 
 
 def test_several_models_in_one_folder(folder, tmp_path):
