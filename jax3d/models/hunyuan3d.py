@@ -44,7 +44,6 @@ def model(
       name: for people.
     """
     transformer, vae, times = design.dit, design.vae, jnp.asarray(design.levels, jnp.float32)
-    asked = {name: params[name] for name in ("dit", "vae")}
     start = (design.field.latents, design.field.width)
 
     def begin(key: Key, cond: Condition) -> Float[Array, "n d"]:
@@ -64,7 +63,7 @@ def model(
     return Model(
         field=design.field,
         representation=decoded(design.field)._replace(mesh=shape.mesher(vae, params["vae"])),
-        params=asked,
+        params={part: params[part] for part in ("dit", "vae")},
         condition=condition,
         begin=begin,
         advance=advance,
@@ -173,8 +172,8 @@ def open(
     """
     first, *others = _folders(path)
     if others:
-        names = ", ".join(folder.name for folder in (first, *others))
-        raise WeightsError(f"{path} holds several models: give the folder of one of {names}")
+        listed = ", ".join(folder.name for folder in (first, *others))
+        raise WeightsError(f"{path} holds several models: give the folder of one of {listed}")
     design, params = load(first, dtype, steps, vae)
     name = f"Hunyuan3D 2, {len(design.levels) - 1} steps, from {first}"
     return model(design, params, reader(design, params["encoder"]), name)

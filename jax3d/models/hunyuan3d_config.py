@@ -51,8 +51,8 @@ class Design(NamedTuple):
 
 
 _MOST = 256
-"""Layers, and pixels of a patch or a grid of positions, that can be meant."""
-_MOST_SIDE = 4096
+"""Layers, pixels of a patch and patches of a side that can be meant."""
+_MOST_SIDE, _MOST_LATENTS = 4096, 1 << 15
 
 
 def from_config(
@@ -82,7 +82,9 @@ def from_config(
     return Design(transformer, vae, encoder, picture, times, shape.field(*made))
 
 
-def _part(config: Any, name: str, demanded: str | None = None) -> tuple[str, dict[str, Any]]:
+def _part(
+    config: dict[str, Any], name: str, demanded: str | None = None
+) -> tuple[str, dict[str, Any]]:
     """The class that a part of a config names, without its module, and its settings."""
     part = config.get(name)
     part = part if isinstance(part, dict) else {}
@@ -105,7 +107,19 @@ def vae_of(config: Any, dtype: Any = jnp.float32) -> Vecset:
     needed = ("num_latents", "embed_dim", "width", "heads", "num_decoder_layers")
     if lost := [name for name in needed if name not in params]:
         raise WeightsError(f"vae lacks {', '.join(lost)}")
-    return Vecset(VecsetConfig(**weights.checked_fields(params, VecsetConfig)), dtype)
+    c = VecsetConfig(**weights.checked_fields(params, VecsetConfig))
+    bounds.check(c, "vae")
+    if max(c.num_decoder_layers, c.num_freqs) > _MOST or c.num_latents > _MOST_LATENTS:
+        raise WeightsError(
+            f"{c.num_latents} latents through {c.num_decoder_layers} layers to points of "
+            f"{c.num_freqs} octaves cannot be meant"
+        )
+    ratio = c.geo_decoder_downsample_ratio
+    if c.width % c.heads or c.width % ratio or c.heads % ratio:
+        raise WeightsError(
+            f"a width of {c.width} that {c.heads} heads, and {ratio} for points, do not divide"
+        )
+    return Vecset(c, dtype)
 
 
 def _encoder(config: dict[str, Any], dtype: Any) -> tuple[Dino, int]:
@@ -149,15 +163,17 @@ def _encoder(config: dict[str, Any], dtype: Any) -> tuple[Dino, int]:
 
 
 def _demand_sound(d: DitConfig, v: VecsetConfig, e: DinoConfig, picture: Picture) -> None:
-    for config, name in ((d, "model"), (v, "vae"), (e, "encoder")):
-        bounds.check(config, name)
-    layers = max(d.depth, d.depth_single_blocks, v.num_decoder_layers, e.num_hidden_layers)
-    if layers > _MOST or e.grid > _MOST or v.num_freqs > 32 or d.mlp_ratio > 64:
-        raise WeightsError(f"networks of {layers} layers, or of sizes, that cannot be meant")
-    ratio = v.geo_decoder_downsample_ratio
-    shares = ((d.hidden_size, d.num_heads), (v.width, ratio), (v.heads, ratio))
-    if any(a % b for a, b in (*shares, (v.width, v.heads), (e.hidden_size, e.num_attention_heads))):
-        raise WeightsError("a width that its heads do not divide")
+    bounds.check(d, "model")
+    bounds.check(e, "encoder")
+    layers = max(d.depth, d.depth_single_blocks, e.num_hidden_layers)
+    if layers > _MOST or e.grid > _MOST or d.mlp_ratio > _MOST:
+        raise WeightsError(f"networks of {layers} layers, or of their sizes, cannot be meant")
+    for width, heads in (
+        (d.hidden_size, d.num_heads),
+        (e.hidden_size, e.num_attention_heads),
+    ):
+        if width % heads:
+            raise WeightsError(f"a width of {width} that {heads} heads do not divide")
     if (d.in_channels, d.context_in_dim) != (v.embed_dim, e.hidden_size):
         raise WeightsError(
             f"the transformer makes latents of {d.in_channels} numbers told tokens of "

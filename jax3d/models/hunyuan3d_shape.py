@@ -134,7 +134,7 @@ def mesh(field: octree.Field, cells: int = CELLS, faces: int | None = FACES) -> 
 
     As its authors have it: values on a grid that is fine around the surface alone, marching cubes,
     loose parts dropped, and so many faces left. Their vertices are smaller by R / (R + 1), for R
-    cells along an axis, and moved by half the difference: they divide by the number of points.
+    cells along an axis, towards a corner of the cube: they divide by the number of points.
 
     Args:
       field: `field(x[m, 3]) -> [m]`, positive inside.
