@@ -21,6 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity_hunyuan3d
 import parity_imagedream
 import parity_lrm
 import parity_shap_e
@@ -735,40 +736,13 @@ def network_of(kind: str, config: dict, flat: Arrays) -> tuple[object, Arrays]:
     return unet.abstract_params(unet.from_config(config)), flat
 
 
-# Feed-forward models.
-
-
-def check_openlrm(split: Path, path: Path, io: Arrays) -> Checks:
-    """See `parity_lrm`."""
-    return {k: Check(*v) for k, v in parity_lrm.check_openlrm(split, path, io).items()}
-
-
-def check_triposr(split: Path, path: Path, io: Arrays) -> Checks:
-    """See `parity_lrm`."""
-    return {k: Check(*v) for k, v in parity_lrm.check_triposr(split, path, io).items()}
-
-
-def check_shap_e(split: Path, path: Path, io: Arrays) -> Checks:
-    """See `parity_shap_e`."""
-    return {k: Check(*v) for k, v in parity_shap_e.check(split, path, io).items()}
-
-
-def check_zero123(split: Path, path: Path, io: Arrays) -> Checks:
-    """See `parity_zero123`."""
-    return {k: Check(*v) for k, v in parity_zero123.check(split, path, io).items()}
-
-
-def check_imagedream(split: Path, path: Path, io: Arrays) -> Checks:
-    """See `parity_imagedream`."""
-    return {k: Check(*v) for k, v in parity_imagedream.check(split, path, io).items()}
-
-
-def check_zero123plus(split: Path, path: Path, io: Arrays) -> Checks:
-    """See `parity_zero123plus`."""
-    return {k: Check(*v) for k, v in parity_zero123plus.check(split, path, io).items()}
-
-
 # The walk.
+
+
+def theirs(check: Callable[[Path, Path, Arrays], dict[str, tuple]]):
+    """A check of a module of its own, which gives the fields of a `Check` by name."""
+    return lambda split, path, io: {k: Check(*v) for k, v in check(split, path, io).items()}
+
 
 SYSTEMS: dict[str, Callable[[Path, Path, Arrays], Checks]] = {
     "sd15": check_stable_diffusion,
@@ -777,17 +751,20 @@ SYSTEMS: dict[str, Callable[[Path, Path, Arrays], Checks]] = {
     "mvdream": check_mvdream,
     "schedulers": check_scheduler,
     "guidance": check_guidance,
-    "openlrm": check_openlrm,
-    "triposr": check_triposr,
-    "shap_e": check_shap_e,
-    "imagedream": check_imagedream,
-    "zero123": check_zero123,
-    "zero123plus": check_zero123plus,
+    "openlrm": theirs(parity_lrm.check_openlrm),
+    "triposr": theirs(parity_lrm.check_triposr),
+    "shap_e": theirs(parity_shap_e.check),
+    "imagedream": theirs(parity_imagedream.check),
+    "zero123": theirs(parity_zero123.check),
+    "zero123plus": theirs(parity_zero123plus.check),
+    "hunyuan3d2": theirs(parity_hunyuan3d.check),
 }
 INPUTS = re.compile(
-    r"in_.*|sds_(noise|t)|lat_z|addnoise_(x0|noise|t)|eta\d+_noises|sel|zero123_ref|posterior_eps|num_frames"
+    r"in_.*|sds_(noise|t)|lat_z|addnoise_(x0|noise|t)|eta\d+_noises|sel|zero123_ref"
+    r"|posterior_eps|num_frames"
     r"|render_(cameras|noise_.*)|crop_anchors|points|query_points|cam_fovy_deg"
     r"|noise_(stratified|pmf|importance)|q_pos|grid_size|mesh_sdf_bias_added"
+    r"|vae_(in_latents|queries)|shift"
 )
 
 

@@ -15,6 +15,7 @@ import jax
 
 from jax3d import config_files
 from jax3d.bounds import Range, Text
+from jax3d.fields.decoded import DecodedConfig
 from jax3d.fields.gaussians import GaussiansConfig
 from jax3d.fields.grid import GridConfig
 from jax3d.fields.mlp import MlpConfig
@@ -60,9 +61,9 @@ class Recipe:
     maker: NativeConfig | LrmConfig | PicturedConfig | DiskConfig | None = None
     """The model that makes the asset, or the start of its distillation; None starts from a fresh
     field."""
-    field: TriplaneConfig | MlpConfig | GridConfig | NerstfConfig | GaussiansConfig = (
-        dataclasses.field(default_factory=TriplaneConfig)
-    )
+    field: (
+        TriplaneConfig | MlpConfig | GridConfig | DecodedConfig | NerstfConfig | GaussiansConfig
+    ) = dataclasses.field(default_factory=TriplaneConfig)
     optimize: AssetConfig = dataclasses.field(default_factory=AssetConfig)
     guidance: SDSConfig | CSDConfig | NFSDConfig | ISMConfig | HiFAConfig | VSDConfig = (
         dataclasses.field(default_factory=lambda: SDSConfig(score=ScoreConfig(view_words="none")))

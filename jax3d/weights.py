@@ -420,7 +420,8 @@ class _TensorUnpickler(pickle.Unpickler):
 def load_torch(path: str | Path) -> Flat:
     """The tensors of a zip pickle as `torch.save` writes it, mapped; no code in it can run.
 
-    Tensors under a `state_dict` key, as trainers keep them, are taken from there.
+    Tensors under a `state_dict` key, as trainers keep them, are taken from there. Of a file that
+    holds dicts of several networks, names begin with the network's.
 
     Raises:
       WeightsError: another kind of file, a damaged one, or one that holds anything but tensors
@@ -459,6 +460,9 @@ def load_torch(path: str | Path) -> Flat:
         content = content["state_dict"]
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: holds a {type(content).__name__}, not a dict of tensors")
+    if not any(isinstance(v, np.ndarray) for v in content.values()):
+        parts = {k: part for k, part in content.items() if isinstance(part, dict)}
+        content = {f"{k}.{name}": v for k, part in parts.items() for name, v in part.items()}
     tensors = {str(k): v for k, v in content.items() if isinstance(v, np.ndarray)}
     # Tied weights share a storage; a storage that is shared by all is a trap.
     if sum(tensor.nbytes for tensor in tensors.values()) > 2 * path.stat().st_size:

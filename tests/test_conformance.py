@@ -3,6 +3,7 @@
 A new member joins by one line in its table.
 """
 
+import dataclasses
 import tempfile
 from pathlib import Path
 
@@ -30,6 +31,9 @@ from jax3d.guidance.sds import SDSConfig, sds
 from jax3d.guidance.vsd import SecondCritic, vsd
 from jax3d.mesh import cubes
 from jax3d.models import (
+    hunyuan3d,
+    hunyuan3d_config,
+    hunyuan3d_shape,
     lrm,
     openlrm,
     props_lrm,
@@ -181,6 +185,64 @@ HEUN = {
 }
 
 
+def flow_sampler() -> Model:
+    """Hunyuan3D of tiny sizes with random weights; its grid is rendered by few samples."""
+    design = hunyuan3d_config.from_config(HUNYUAN3D, steps=4)
+    field = hunyuan3d_shape.field(4, 2, resolution=6)
+    field = dataclasses.replace(field, grid=dataclasses.replace(field.grid, samples=6, beta=0.1))
+    design = design._replace(field=field)
+    params = drawn(hunyuan3d_config.abstract_params(design))
+    return hunyuan3d.model(design, params, hunyuan3d.reader(design, params["encoder"]), "tiny")
+
+
+HUNYUAN3D = {
+    "model": {
+        "target": "Hunyuan3DDiT",
+        "params": {
+            "in_channels": 2,
+            "context_in_dim": 4,
+            "hidden_size": 8,
+            "num_heads": 2,
+            "depth": 1,
+            "depth_single_blocks": 0,
+        },
+    },
+    "vae": {
+        "target": "ShapeVAE",
+        "params": {
+            "num_latents": 4,
+            "embed_dim": 2,
+            "width": 8,
+            "heads": 2,
+            "num_decoder_layers": 0,
+            "num_freqs": 0,
+        },
+    },
+    "conditioner": {
+        "target": "SingleImageEncoder",
+        "params": {
+            "main_image_encoder": {
+                "type": "DinoImageEncoder",
+                "kwargs": {
+                    "image_size": 8,
+                    "config": {
+                        "hidden_size": 4,
+                        "num_hidden_layers": 1,
+                        "num_attention_heads": 2,
+                        "patch_size": 4,
+                        "image_size": 8,
+                        "mlp_ratio": 2,
+                        "layer_norm_eps": 1e-6,
+                    },
+                },
+            }
+        },
+    },
+    "scheduler": {"target": "FlowMatchEulerDiscreteScheduler"},
+    "image_processor": {"target": "ImageProcessorV2", "params": {"size": 8}},
+}
+
+
 ENCODER = DinoConfig(
     patch_size=4,
     grid=2,
@@ -201,6 +263,7 @@ MODELS = {
     "triposr": feed_forward(triposr.design(TRIPOSR, encoder=ENCODER)),
     "openlrm": feed_forward(openlrm.design(OPENLRM, encoder=ENCODER)),
     "shap_e": native_sampler(),
+    "hunyuan3d": flow_sampler(),
 }
 PICTURES = np.random.default_rng(0).random((3, 9, 8, 4), np.float32)
 PROMPTS = [
@@ -208,8 +271,8 @@ PROMPTS = [
     for text, picture in zip(("a red chair", "a cat", "a blue mug"), PICTURES, strict=True)
 ]
 
-# Two models of one step are alike to the engine, and two flows on the same latents.
-slow_models = {"openlrm", "reconstructor"}
+# Two models of one step are alike to the engine, and so are flows on latents.
+slow_models = {"openlrm", "reconstructor", "hunyuan3d"}
 staged = pytest.mark.parametrize(
     "model",
     [

@@ -177,6 +177,16 @@ def test_torch_pickles_are_read_without_torch(tmp_path, nested):
     np.testing.assert_array_equal(flat["b"], [2, 3])
 
 
+def test_a_pickle_of_several_networks_names_them(tmp_path):
+    a, b = np.arange(3, dtype=np.float32), np.ones(2, np.float32)
+    parts = {"one": {"w": torch_tensor("0", a)}, "other": {"w": torch_tensor("1", b)}, "step": 3}
+    write_torch(tmp_path / "model.ckpt", parts, {"0": a, "1": b})
+    flat = weights.load(tmp_path / "model.ckpt")
+    assert set(flat) == {"one.w", "other.w"}
+    np.testing.assert_array_equal(flat["one.w"], a)
+    np.testing.assert_array_equal(flat["other.w"], b)
+
+
 def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path):
     mark = tmp_path / "ran"
     path = tmp_path / "model.bin"

@@ -8,7 +8,7 @@ the level set sigma = 1 / (2 beta) is the surface d = 0. Grids are corner-aligne
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,9 @@ class GridConfig:
     resolution: Annotated[int, Range(4, 1024)] = 64
     """Points along an axis."""
     bound: Positive = 0.88
-    """Half side of the cube that the grid spans and radius of the ball rendered, metres."""
+    """Half side of the cube that the grid spans, metres."""
+    shape: Literal["sphere", "box"] = "sphere"
+    """What is rendered of it: the ball that it holds, or all."""
     beta: Positive = 0.005
     """Width of the surface in the density, metres."""
     radius: Positive = 0.5
@@ -62,6 +64,7 @@ def grid(config: GridConfig | None = None) -> Representation:
         params: Params, key: Key | None, camera: Camera, look: Look, size: tuple[int, int]
     ) -> Render:
         rays_cfg = volume.VolumeConfig(
+            shape=cfg.shape,
             bound=cfg.bound,
             samples=cfg.samples,
             tile=cfg.tile,

@@ -1,8 +1,8 @@
 """Vision transformers trained by DINO (https://arxiv.org/abs/2104.14294) and DINOv2 (2304.07193).
 
 One network under the parameter names of DINOv2's code; `from_dinov2` and `from_transformers` rename
-checkpoints of that code and of transformers' `ViTModel`. Letters: b images, h and w pixels, l
-tokens, c width of the tokens.
+checkpoints of that code and of transformers' `ViTModel` and `Dinov2Model`. Letters: b images, h and
+w pixels, l tokens, c width of the tokens.
 """
 
 import dataclasses
@@ -45,6 +45,8 @@ class DinoConfig:
     """Whether each branch is scaled channel by channel before it is added (DINOv2)."""
     antialias: bool = False
     """How the table of positions is resampled; see `positions`."""
+    swiglu: bool = False
+    """Whether the perceptrons are gated (https://arxiv.org/abs/2002.05202), as DINOv2's giant's."""
 
 
 VIT_B16 = DinoConfig()
@@ -173,8 +175,15 @@ class Block(nn.Module):
         )
         x = x + scaled(attention(layer_norm("norm1", c.layer_norm_eps)(x)), "ls1")
         y = layer_norm("norm2", c.layer_norm_eps)(x)
-        y = nn.gelu(dense(c.intermediate_size, self.dtype, True, "fc1")(y), approximate=False)
-        return x + scaled(dense(width, self.dtype, True, "fc2")(y), "ls2")
+        return x + scaled(self._mlp(y), "ls2")
+
+    def _mlp(self, y: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
+        c, hidden = self.config, self.config.intermediate_size
+        if c.swiglu:
+            gate, y = jnp.split(dense(2 * hidden, self.dtype, True, "weights_in")(y), 2, axis=-1)
+            return dense(c.hidden_size, self.dtype, True, "weights_out")(nn.silu(gate) * y)
+        y = nn.gelu(dense(hidden, self.dtype, True, "fc1")(y), approximate=False)
+        return dense(c.hidden_size, self.dtype, True, "fc2")(y)
 
 
 class LayerScale(nn.Module):
@@ -204,6 +213,8 @@ _DINOV2 = (
 _TRANSFORMERS = (
     (r"^embeddings\.patch_embeddings\.", "embeddings."),
     (r"^encoder\.layer\.", "blocks."),
+    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+    (r"\.mlp\.(fc[12]|weights_in|weights_out)\.", r".\1."),
     (r"\.layernorm_before\.", ".norm1."),
     (r"\.layernorm_after\.", ".norm2."),
     (r"\.attention\.attention\.query\.", ".attn.to_q."),
@@ -245,8 +256,12 @@ def from_dinov2(tensors: Flat) -> Flat:
 
 
 def from_transformers(tensors: Flat) -> Flat:
-    """Tensors of transformers' `ViTModel` under this network's names, without the pooler."""
-    kept = {k: v for k, v in tensors.items() if not k.startswith("pooler.")}
+    """Tensors of transformers' `ViTModel` or `Dinov2Model` under this network's names.
+
+    The pooler is left out, and the token that hides patches in training.
+    """
+    unread = ("pooler.", "embeddings.mask_token")
+    kept = {k: v for k, v in tensors.items() if not k.startswith(unread)}
     return {renamed(k, _TRANSFORMERS): v for k, v in kept.items()}
 
 

@@ -23,10 +23,14 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def timestep_embedding(
-    t: Num[Array, " b"], dim: int, flip_sin_to_cos: bool = True, freq_shift: int | float = 0
+    t: Num[Array, " b"],
+    dim: int,
+    flip_sin_to_cos: bool = True,
+    freq_shift: int | float = 0,
+    max_period: float = 10000.0,
 ) -> Float[Array, "b dim"]:
-    """Sinusoids of t at `dim / 2` frequencies from 1 to 1/10000, `[cos, sin]` if flipped."""
-    frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(dim // 2) / (dim // 2 - freq_shift))
+    """Sinusoids of t at `dim / 2` frequencies from 1 to 1/max_period, `[cos, sin]` if flipped."""
+    frequencies = jnp.exp(-jnp.log(max_period) * jnp.arange(dim // 2) / (dim // 2 - freq_shift))
     angles = t.astype(jnp.float32)[:, None] * frequencies
     sin, cos = jnp.sin(angles), jnp.cos(angles)
     return jnp.concatenate([cos, sin] if flip_sin_to_cos else [sin, cos], axis=-1)
