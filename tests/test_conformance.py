@@ -3,6 +3,7 @@
 A new member joins by one line in its table.
 """
 
+import dataclasses
 import tempfile
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from jax3d.guidance.sds import SDSConfig, sds
 from jax3d.guidance.vsd import SecondCritic, vsd
 from jax3d.mesh import cubes
 from jax3d.models import (
+    instantmesh,
     lrm,
     openlrm,
     props_lrm,
@@ -76,6 +78,16 @@ OPENLRM = {
     "triplane_dim": 2,
     "rendering_samples_per_ray": 4,
     "encoder_type": "dinov2",
+}
+INSTANTMESH = {
+    "transformer_dim": 8,
+    "transformer_layers": 1,
+    "transformer_heads": 2,
+    "triplane_low_res": 2,
+    "triplane_dim": 2,
+    "rendering_samples_per_ray": 4,
+    "grid_res": 4,
+    "grid_scale": 2.1,
 }
 CAMERAS = orbit(jnp.array([0.3, 2.0]), jnp.array([0.2, 0.4]), 2.7, 0.7)
 IMAGES = jax.random.uniform(jax.random.key(0), (4, SIZE, SIZE, 3))
@@ -127,6 +139,22 @@ def drawn(like):
     """Random weights."""
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), x.dtype), like)
+
+
+def of_six_views(kind: str) -> Model:
+    """InstantMesh of tiny sizes with random weights; a picture stands for all views."""
+    config = {"model_config": {"target": kind, "params": INSTANTMESH}}
+    design, lattice = instantmesh.design(config, encoder=ENCODER, side=8)
+    # Fewer points than are good for renders, at which its networks of full width are asked.
+    field = dataclasses.replace(design.field, lattice=8)
+    variant = instantmesh.Variant(design._replace(field=field), lattice)
+    params = instantmesh.split(drawn(instantmesh.abstract_params(variant)), variant)
+    model = instantmesh.model(variant, params, "tiny")
+
+    def condition(prompt):
+        return model.condition(prompt._replace(image=np.stack([prompt.image[:8]] * 6)))
+
+    return model._replace(condition=condition)
 
 
 def native_sampler() -> Model:
@@ -200,6 +228,8 @@ MODELS = {
     "reconstructor": RECONSTRUCTOR,
     "triposr": feed_forward(triposr.design(TRIPOSR, encoder=ENCODER)),
     "openlrm": feed_forward(openlrm.design(OPENLRM, encoder=ENCODER)),
+    "instantnerf": of_six_views("InstantNeRF"),
+    "instantmesh": of_six_views("InstantMesh"),
     "shap_e": native_sampler(),
 }
 PICTURES = np.random.default_rng(0).random((3, 9, 8, 4), np.float32)
@@ -208,8 +238,8 @@ PROMPTS = [
     for text, picture in zip(("a red chair", "a cat", "a blue mug"), PICTURES, strict=True)
 ]
 
-# Two models of one step are alike to the engine, and two flows on the same latents.
-slow_models = {"openlrm", "reconstructor"}
+# Models of one step are alike to the engine, and two flows on the same latents.
+slow_models = {"openlrm", "instantnerf", "instantmesh", "reconstructor"}
 staged = pytest.mark.parametrize(
     "model",
     [
