@@ -21,6 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity_instantmesh
 import parity_lrm
 import parity_shap_e
 import parity_zero123
@@ -743,6 +744,11 @@ def check_shap_e(split: Path, path: Path, io: Arrays) -> Checks:
     return {k: Check(*v) for k, v in parity_shap_e.check(split, path, io).items()}
 
 
+def check_instantmesh(split: Path, path: Path, io: Arrays) -> Checks:
+    """See `parity_instantmesh`."""
+    return {k: Check(*v) for k, v in parity_instantmesh.check(split, path, io).items()}
+
+
 def check_zero123(split: Path, path: Path, io: Arrays) -> Checks:
     """See `parity_zero123`."""
     return {k: Check(*v) for k, v in parity_zero123.check(split, path, io).items()}
@@ -760,12 +766,13 @@ SYSTEMS: dict[str, Callable[[Path, Path, Arrays], Checks]] = {
     "openlrm": check_openlrm,
     "triposr": check_triposr,
     "shap_e": check_shap_e,
+    "instantmesh": check_instantmesh,
     "zero123": check_zero123,
 }
 INPUTS = re.compile(
     r"in_.*|sds_(noise|t)|addnoise_(x0|noise|t)|eta\d+_noises|sel|zero123_ref|posterior_eps|num_frames"
     r"|render_(cameras|noise_.*)|crop_anchors|points|query_points|cam_fovy_deg"
-    r"|noise_(stratified|pmf|importance)|q_pos|grid_size|mesh_sdf_bias_added"
+    r"|noise_(stratified|pmf|importance|pdf)|fc_sdf_used|q_pos|grid_size|mesh_sdf_bias_added"
 )
 
 
