@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import parity_hunyuan3d
 import parity_imagedream
+import parity_instantmesh
 import parity_lrm
 import parity_shap_e
 import parity_zero123
@@ -753,6 +754,7 @@ SYSTEMS: dict[str, Callable[[Path, Path, Arrays], Checks]] = {
     "guidance": check_guidance,
     "openlrm": theirs(parity_lrm.check_openlrm),
     "triposr": theirs(parity_lrm.check_triposr),
+    "instantmesh": theirs(parity_instantmesh.check),
     "shap_e": theirs(parity_shap_e.check),
     "imagedream": theirs(parity_imagedream.check),
     "zero123": theirs(parity_zero123.check),
@@ -763,7 +765,7 @@ INPUTS = re.compile(
     r"in_.*|sds_(noise|t)|lat_z|addnoise_(x0|noise|t)|eta\d+_noises|sel|zero123_ref"
     r"|posterior_eps|num_frames"
     r"|render_(cameras|noise_.*)|crop_anchors|points|query_points|cam_fovy_deg"
-    r"|noise_(stratified|pmf|importance)|q_pos|grid_size|mesh_sdf_bias_added"
+    r"|noise_(stratified|pmf|importance|pdf)|fc_sdf_used|q_pos|grid_size|mesh_sdf_bias_added"
     r"|vae_(in_latents|queries)|shift"
 )
 

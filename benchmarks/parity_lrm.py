@@ -43,22 +43,32 @@ def shown(layers, *path) -> np.ndarray:
     return np.asarray(layers["__call__"][0])
 
 
-class Asset:
-    """Density and colour of points, float64 in and out, evaluated in float32."""
+STRAIGHT = np.eye(3)
 
-    def __init__(self, design, params, planes):
+
+class Asset:
+    """Density and colour of points, float64 in and out, evaluated in float32.
+
+    `turn` goes from the world of the points to ours.
+    """
+
+    def __init__(self, design, params, planes, turn=STRAIGHT):
         model = lrm.model(design, params, "")
+        self.turn = turn
         self.params = jax.jit(model.decode)(params, jnp.asarray(planes))
         self._density = jax.jit(model.representation.density)
         self._color = jax.jit(model.representation.color)
 
     def density(self, x):
         """By the metre."""
-        return np.asarray(self._density(self.params, jnp.asarray(x, jnp.float32)), np.float64)
+        return np.asarray(self._density(self.params, self._ours(x)), np.float64)
 
     def color(self, x):
         """In [0, 1]."""
-        return np.asarray(self._color(self.params, jnp.asarray(x, jnp.float32)), np.float64)
+        return np.asarray(self._color(self.params, self._ours(x)), np.float64)
+
+    def _ours(self, x):
+        return jnp.asarray(x @ self.turn.T, jnp.float32)
 
 
 # OpenLRM.
@@ -95,7 +105,7 @@ def check_openlrm(split: Path, path: Path, io: Arrays) -> Checks:
         "mid_transformer_out": (shown(layers, "norm"), TOKENS),
         "planes": (np.moveaxis(out, -1, 2), TOKENS),
     }
-    assets = [Asset(design, params, openlrm.turned(jnp.asarray(planes))) for planes in out]
+    assets = [Asset(design, params, openlrm.turned(jnp.asarray(planes)), TURN) for planes in out]
     axis = np.linspace(-1, 1, io["grid_sigma"].shape[1])
     lattice = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1)
     checks |= of_points("grid", [(assets[0], lattice)], io)
@@ -106,8 +116,8 @@ def check_openlrm(split: Path, path: Path, io: Arrays) -> Checks:
 def of_points(name: str, asked, io: Arrays) -> Checks:
     """Density and colour; theirs goes a little beyond [0, 1], where ours ends."""
     theirs = io[f"{name}_rgb"]
-    sigma = np.stack([asset.density(x @ TURN.T)[..., None] for asset, x in asked])
-    rgb = np.stack([asset.color(x @ TURN.T) for asset, x in asked])
+    sigma = np.stack([asset.density(x)[..., None] for asset, x in asked])
+    rgb = np.stack([asset.color(x) for asset, x in asked])
     rgb = np.where((theirs < 0) | (theirs > 1), theirs, rgb)
     return {f"{name}_sigma": (sigma, POINTS), f"{name}_rgb": (rgb, POINTS)}
 
@@ -141,8 +151,11 @@ def check_cameras(io: Arrays) -> Checks:
     }
 
 
-def check_pictures(assets: list[Asset], io: Arrays, half: int) -> Checks:
-    """Renders by EG3D's marcher, with the file's draws for its two placements of samples."""
+def check_pictures(assets: list[Asset], io: Arrays, half: int, mean: bool = True) -> Checks:
+    """Renders by EG3D's marcher, with the file's draws for its two placements of samples.
+
+    Depth is divided by opacity, or it is no `mean`.
+    """
     n, m, _, size, _ = io["images_rgb"].shape
     rays = size * size
     o, d = io["rays_o"].astype(np.float64), io["rays_d"].astype(np.float64)
@@ -160,8 +173,9 @@ def check_pictures(assets: list[Asset], io: Arrays, half: int) -> Checks:
         ends.append((t.min(), t.max()))
     total = np.stack([w.sum(-1) for w, _, _ in maps])
     rgb = np.stack([color + (1 - w.sum(-1, keepdims=True)) for w, color, _ in maps])
+    depth = np.stack([depth for _, _, depth in maps])
     with np.errstate(invalid="ignore"):
-        depth = np.nan_to_num(np.stack([depth for _, _, depth in maps]) / total, nan=np.inf)
+        depth = np.nan_to_num(depth / (total if mean else 1), nan=np.inf)
     depth = np.clip(depth, min(low for low, _ in ends), max(high for _, high in ends))
 
     def picture(x):
@@ -188,9 +202,9 @@ def asked(asset: Asset, o, d, t):
     """Raw densities (before softplus(x - 1)) and colours of samples, none outside of the cube."""
     x = o[:, None] + t[..., None] * d[:, None]
     inside = (np.abs(x) <= 1).all(-1)
-    raw = 1 + np.log(np.expm1(np.maximum(asset.density(x @ TURN.T), 1e-30)))
+    raw = 1 + np.log(np.expm1(np.maximum(asset.density(x), 1e-30)))
     nothing = -np.finfo(np.float32).max / 8
-    return np.where(inside, raw, nothing), np.where(inside[..., None], asset.color(x @ TURN.T), 0)
+    return np.where(inside, raw, nothing), np.where(inside[..., None], asset.color(x), 0)
 
 
 def march(t, raw, rgb):

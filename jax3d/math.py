@@ -17,6 +17,16 @@ def normalize(x: Float[Array, "*n d"], eps: float = 1e-6) -> Float[Array, "*n d"
     return x / jnp.sqrt(jnp.maximum(squared, eps * eps))
 
 
+def laplace_density(distance: Float[Array, "*n"], beta: float) -> Float[Array, "*n"]:
+    """Density, 1/metre, at signed distances (metres, negative inside) from a soft surface.
+
+    sigma = Psi(-d / beta) / beta with Psi the Laplace distribution's cumulative (VolSDF, Yariv et
+    al. 2021, eq. 2 and 3, with alpha = 1 / beta): 1 / (2 beta) at the surface.
+    """
+    tail = 0.5 * jnp.exp(-jnp.abs(distance) / beta)
+    return jnp.where(distance > 0, tail, 1.0 - tail) / beta
+
+
 def safe_exp(x: Float[Array, "*n"], limit: float = 15.0) -> Float[Array, "*n"]:
     """Return `exp(x)` up to `limit` and its tangent line from there on.
 

@@ -152,7 +152,8 @@ class Prompt(NamedTuple):
     negative: str = ""
     """What it shall not be, in place of the unconditional prompt."""
     image: Any = None
-    """A picture of it, `[H, W, 3 or 4]` sRGB in [0, 1], for networks that look at one."""
+    """A picture of it, `[H, W, 3 or 4]` sRGB in [0, 1], for networks that look at one; `[n, H, W, 3
+    or 4]` for those that look at several."""
     elevation: float = 0.0
     """Degrees from which the picture was taken."""
 

@@ -34,6 +34,7 @@ from jax3d.models import (
     hunyuan3d,
     hunyuan3d_config,
     hunyuan3d_shape,
+    instantmesh,
     lrm,
     openlrm,
     props_lrm,
@@ -80,6 +81,16 @@ OPENLRM = {
     "triplane_dim": 2,
     "rendering_samples_per_ray": 4,
     "encoder_type": "dinov2",
+}
+INSTANTMESH = {
+    "transformer_dim": 8,
+    "transformer_layers": 1,
+    "transformer_heads": 2,
+    "triplane_low_res": 2,
+    "triplane_dim": 2,
+    "rendering_samples_per_ray": 4,
+    "grid_res": 4,
+    "grid_scale": 2.1,
 }
 CAMERAS = orbit(jnp.array([0.3, 2.0]), jnp.array([0.2, 0.4]), 2.7, 0.7)
 IMAGES = jax.random.uniform(jax.random.key(0), (4, SIZE, SIZE, 3))
@@ -131,6 +142,22 @@ def drawn(like):
     """Random weights."""
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), x.dtype), like)
+
+
+def of_six_views(kind: str) -> Model:
+    """InstantMesh of tiny sizes with random weights; a picture stands for all views."""
+    config = {"model_config": {"target": kind, "params": INSTANTMESH}}
+    design, lattice = instantmesh.design(config, encoder=ENCODER, side=8)
+    # Fewer points than are good for renders, at which its networks of full width are asked.
+    field = dataclasses.replace(design.field, lattice=8)
+    variant = instantmesh.Variant(design._replace(field=field), lattice)
+    params = instantmesh.split(drawn(instantmesh.abstract_params(variant)), variant)
+    model = instantmesh.model(variant, params, "tiny")
+
+    def condition(prompt):
+        return model.condition(prompt._replace(image=np.stack([prompt.image[:8]] * 6)))
+
+    return model._replace(condition=condition)
 
 
 def native_sampler() -> Model:
@@ -262,6 +289,8 @@ MODELS = {
     "reconstructor": RECONSTRUCTOR,
     "triposr": feed_forward(triposr.design(TRIPOSR, encoder=ENCODER)),
     "openlrm": feed_forward(openlrm.design(OPENLRM, encoder=ENCODER)),
+    "instantnerf": of_six_views("InstantNeRF"),
+    "instantmesh": of_six_views("InstantMesh"),
     "shap_e": native_sampler(),
     "hunyuan3d": flow_sampler(),
 }
@@ -271,8 +300,8 @@ PROMPTS = [
     for text, picture in zip(("a red chair", "a cat", "a blue mug"), PICTURES, strict=True)
 ]
 
-# Two models of one step are alike to the engine, and so are flows on latents.
-slow_models = {"openlrm", "reconstructor", "hunyuan3d"}
+# Models of one step are alike to the engine, and so are flows on latents.
+slow_models = {"openlrm", "instantnerf", "instantmesh", "reconstructor", "hunyuan3d"}
 staged = pytest.mark.parametrize(
     "model",
     [

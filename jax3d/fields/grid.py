@@ -18,7 +18,7 @@ from jax3d import camera as cameras
 from jax3d import interp
 from jax3d.bounds import Count, Positive, Range, Share
 from jax3d.fields.base import Representation
-from jax3d.math import normalize
+from jax3d.math import laplace_density, normalize
 from jax3d.render import sparse, volume
 from jax3d.types import Camera, Key, Look, Params, Render
 
@@ -114,8 +114,7 @@ def _regularise(params: Params) -> dict[str, Float[Array, ""]]:
 
 def _sigma(d: Float[Array, "*m"], cfg: GridConfig) -> Float[Array, "*m"]:
     """Density, 1/metre, at signed distances."""
-    tail = 0.5 * jnp.exp(-jnp.abs(d) / cfg.beta)
-    return jnp.where(d > 0, tail, 1.0 - tail) / cfg.beta
+    return laplace_density(d, cfg.beta)
 
 
 def _table(params: Params) -> Float[Array, "r r r 4"]:

@@ -26,7 +26,7 @@ from jax3d import interp
 from jax3d.bounds import Count, Finite, Natural, NonNegative, Positive, Range, Share
 from jax3d.fields import planes
 from jax3d.fields.base import Representation
-from jax3d.math import normalize
+from jax3d.math import laplace_density, normalize
 from jax3d.render import sparse, volume
 from jax3d.render.sparse import Plan
 from jax3d.types import Camera, Key, Look, Params, Render
@@ -48,7 +48,11 @@ class TriplaneConfig:
     """Hidden layers of the network."""
     activation: Literal["relu", "silu"] = "relu"
     """Of the hidden layers."""
-    density_activation: Literal["softplus", "exp"] = "softplus"
+    density_activation: Literal["softplus", "exp", "laplace"] = "softplus"
+    """`laplace` reads the raw number as the distance to a surface, metres, positive inside
+    (`math.laplace_density`)."""
+    beta: Positive = 0.01
+    """Width of that surface in the density, metres."""
     density_bias: Finite = 0.0
     """Added to the raw density."""
     rgb_padding: Annotated[float, Range(0, 0.5)] = 0.0
@@ -112,7 +116,7 @@ def triplane(config: TriplaneConfig | None = None) -> Representation:
         rays = cameras.rays(camera, size)
         background = None
         if cfg.learned_background:
-            hidden = _mlp(params["background"], rays.directions, jax.nn.relu)
+            hidden = perceptron(params["background"], rays.directions, jax.nn.relu)
             background = jax.nn.sigmoid(hidden)
         composed = _compose(params)
         plan = cfg.plan or sparse.plan()
@@ -186,7 +190,10 @@ def _init_mlp(key: Key, widths: tuple[int, ...], last: float) -> list[dict]:
 _ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu}
 
 
-def _mlp(layers: list[dict], h: Float[Array, "*n a"], activation: Callable) -> Float[Array, "*n b"]:
+def perceptron(
+    layers: list[dict], h: Float[Array, "*n a"], activation: Callable
+) -> Float[Array, "*n b"]:
+    """A network `[{"w", "b"}, ...]` with an activation after all layers but the last."""
     for layer in layers[:-1]:
         h = activation(h @ layer["w"] + layer["b"])
     return h @ layers[-1]["w"] + layers[-1]["b"]
@@ -199,10 +206,22 @@ def _compose(params: Params) -> Params:
     return {**params, "planes": total}
 
 
+def features(params: Params, x: Float[Array, "*n 3"], cfg: TriplaneConfig) -> Float[Array, "*n f"]:
+    """What an asset's network reads of points: the features of its planes, one after another."""
+    read = interp.triplane(_compose(params)["planes"], _unit(x.reshape(-1, 3), cfg))
+    return read.reshape(*x.shape[:-1], -1)
+
+
+def outputs(params: Params, x: Float[Array, "*n 3"], cfg: TriplaneConfig) -> Float[Array, "*n o"]:
+    """The network's outputs at points, before their activations, blob and bias included."""
+    raw = _raw(_compose(params), x.reshape(-1, 3), cfg)
+    return raw.reshape(*x.shape[:-1], -1)
+
+
 def _raw(p: Params, x: Float[Array, "n 3"], cfg: TriplaneConfig) -> Float[Array, "n o"]:
     """The network's outputs; column 0 carries the blob and the bias."""
-    features = interp.triplane(p["planes"], _unit(x, cfg))
-    raw = _mlp(p["mlp"], features.reshape(len(x), -1), _ACTIVATIONS[cfg.activation])
+    read = interp.triplane(p["planes"], _unit(x, cfg)).reshape(len(x), -1)
+    raw = perceptron(p["mlp"], read, _ACTIVATIONS[cfg.activation])
     return raw.at[:, 0].add(_offset(x, cfg))
 
 
@@ -227,9 +246,13 @@ _MOST_EXPONENT = 15.0
 
 def _density(raw: Float[Array, "*n"], cfg: TriplaneConfig) -> Float[Array, "*n"]:
     """Density, 1/metre, of the network's number with `_offset` in it."""
-    if cfg.density_activation == "exp":
-        return jnp.exp(jnp.minimum(raw, _MOST_EXPONENT))
-    return jax.nn.softplus(raw)
+    match cfg.density_activation:
+        case "softplus":
+            return jax.nn.softplus(raw)
+        case "exp":
+            return jnp.exp(jnp.minimum(raw, _MOST_EXPONENT))
+        case "laplace":
+            return laplace_density(-raw, cfg.beta)
 
 
 def _rgb(raw: Float[Array, "n o"], cfg: TriplaneConfig) -> Float[Array, "n 3"]:
@@ -291,7 +314,7 @@ def _head(
     def network(h, x):
         first = h if fold else h @ mlp[0]["w"]
         h = activation(first + mlp[0]["b"])
-        return _mlp(mlp[1:], h, activation).at[:, 0].add(_offset(x, cfg))
+        return perceptron(mlp[1:], h, activation).at[:, 0].add(_offset(x, cfg))
 
     activation = _ACTIVATIONS[cfg.activation]
     raw = network(h[:, 0], x)
@@ -340,7 +363,7 @@ def density_lattice(params: Params, cfg: TriplaneConfig) -> Float[Array, "g g g"
     def layer(inputs):
         x, xy, xz = inputs
         h = activation((xy[:, None] + xz[None] + yz + p["mlp"][0]["b"]).reshape(g * g, -1))
-        raw = _mlp([*p["mlp"][1:-1], *last], h, activation)[:, 0]
+        raw = perceptron([*p["mlp"][1:-1], *last], h, activation)[:, 0]
         points = jnp.concatenate([jnp.full((g * g, 1), x), grid], axis=-1)
         return _density(raw + _offset(points, cfg), cfg).reshape(g, g)
 

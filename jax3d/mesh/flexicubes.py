@@ -28,6 +28,8 @@ EDGES = (
 down, so that the four cubes around an edge name its ends alike."""
 BETA, ALPHA, GAMMA = 12, 8, 1
 """Weights of a cube: of its edges, its corners and the splitting of its faces."""
+RAW = BETA + ALPHA + GAMMA
+"""Numbers of a network that become them."""
 
 
 class Weights(NamedTuple):

@@ -1,4 +1,4 @@
-"""What models from one picture to a triplane in one pass have in common.
+"""What models from pictures to a triplane in one pass have in common.
 
 Large reconstruction models (https://arxiv.org/abs/2311.04400) put a network of the picture before a
 small decoder of points. Here the decoder becomes part of each asset: what a model leaves are the
@@ -9,7 +9,7 @@ Letters: s side of the picture that a network reads, r texels along a plane, c c
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from jax3d import bounds, weights
 from jax3d.fields.triplane import TriplaneConfig, triplane
 from jax3d.models.base import Model
-from jax3d.nn import lrm
+from jax3d.nn import dino, lrm
 from jax3d.types import Params, Prompt
 from jax3d.weights import Flat, WeightsError
 
@@ -32,16 +32,20 @@ LATTICE = 64
 class Design(NamedTuple):
     """A model before its weights."""
 
-    network: lrm.OpenLRM | lrm.TripoSR
+    network: lrm.Network
     field: TriplaneConfig
     """Of the assets; its network is the decoder."""
     side: int
     """Of the picture that the network reads, pixels."""
-    planes: Callable[[Params, Any], Any]
-    """`planes(params, image[s, s, 3]) -> [3, r, r, c]`: of `network`, by the pairs of axes and
-    in the frame of `fields.triplane`"""
+    demand: Callable[[Prompt, str], Any]
+    """`demand(prompt, name of the model) -> [H, W, 3 or 4]`, the prompt's picture, or `[v, H, W,
+    3 or 4]` for a network of v views; raises `ValueError` where the prompt has none such"""
     picture: Callable[[Any], Any]
-    """`picture([H, W, 3 or 4]) -> [s, s, 3]`: what the network is shown, on the host"""
+    """`picture([H, W, 3 or 4]) -> [s, s, 3]`, or of views: what the network is shown, on the
+    host"""
+    planes: Callable[[Params, Any], Any]
+    """`planes(params, image[s, s, 3]) -> [3, r, r, c]`, or of views: of `network`, by the pairs of
+    axes and in the frame of `fields.triplane`"""
 
 
 def field(
@@ -100,8 +104,8 @@ def model(design: Design, params: Params, name: str) -> Model:
     field = design.field
     texels = field.resolution - 2
 
-    def condition(prompt: Prompt) -> Float[Array, "s s 3"]:
-        return jnp.asarray(design.picture(demand_picture(prompt, name)))
+    def condition(prompt: Prompt) -> Float[Array, "*v s s 3"]:
+        return jnp.asarray(design.picture(design.demand(prompt, name)))
 
     def begin(key, image):
         del key, image
@@ -137,14 +141,7 @@ def abstract_params(design: Design) -> Params:
     """The shapes of a model's weights under one roof: the network's, and `decoder_0`, ..."""
     f = design.field
     widths = (3 * f.channels, *(f.hidden,) * f.layers, 4)
-    decoder = {
-        f"decoder_{i}": {
-            "kernel": jax.ShapeDtypeStruct((a, b), jnp.float32),
-            "bias": jax.ShapeDtypeStruct((b,), jnp.float32),
-        }
-        for i, (a, b) in enumerate(pairwise(widths))
-    }
-    return lrm.abstract_params(design.network) | decoder
+    return lrm.abstract_params(design.network) | abstract_perceptron("decoder", widths)
 
 
 def fill(tensors: Flat, like: Params, source: Any) -> Params:
@@ -158,8 +155,25 @@ def fill(tensors: Flat, like: Params, source: Any) -> Params:
 def split(tree: Params) -> Params:
     """What `abstract_params` describes, as the model has it: network and decoder apart."""
     network = {k: v for k, v in tree.items() if not k.startswith("decoder_")}
-    layers = [tree[f"decoder_{i}"] for i in range(len(tree) - len(network))]
-    return {"network": network, "decoder": [{"w": x["kernel"], "b": x["bias"]} for x in layers]}
+    return {"network": network, "decoder": perceptron(tree, "decoder")}
+
+
+def abstract_perceptron(name: str, widths: Sequence[int]) -> Params:
+    """The shapes of a perceptron's layers, `{name}_0`, ..., in checkpoints."""
+    return {
+        f"{name}_{i}": {
+            "kernel": jax.ShapeDtypeStruct((a, b), jnp.float32),
+            "bias": jax.ShapeDtypeStruct((b,), jnp.float32),
+        }
+        for i, (a, b) in enumerate(pairwise(widths))
+    }
+
+
+def perceptron(tree: Params, name: str) -> list[Params]:
+    """The layers of `abstract_perceptron` as `fields.triplane.perceptron` reads them."""
+    count = sum(k.rpartition("_")[0] == name for k in tree)
+    layers = [tree[f"{name}_{i}"] for i in range(count)]
+    return [{"w": layer["kernel"], "b": layer["bias"]} for layer in layers]
 
 
 def encoder_names(tensors: Flat, prefix: str, rename: Callable[[Flat], Flat]) -> Flat:
@@ -171,6 +185,28 @@ def encoder_names(tensors: Flat, prefix: str, rename: Callable[[Flat], Flat]) ->
 def every_other(match: re.Match) -> str:
     """`decoder.3.` for a match of the decoder's layer 6: every other one is an activation."""
     return f"decoder.{int(match[1]) // 2}."
+
+
+_ATTENTION = (
+    (r"_attn\.([qkv])_proj_weight$", r"_attn.to_\1.weight"),
+    (r"_attn\.out_proj\.", "_attn.to_out.0."),
+)
+
+
+def attention_names(tensors: Flat) -> Flat:
+    """Tensors of torch's `MultiheadAttention` under our names, joint projections split.
+
+    Raises:
+      WeightsError: a joint projection is not three alike.
+    """
+    flat: Flat = {}
+    for name, tensor in tensors.items():
+        if name.endswith("_attn.in_proj_weight"):
+            stem = name.removesuffix("in_proj_weight")
+            flat |= {f"{stem}to_{k}.weight": part for k, part in dino.split_qkv(name, tensor)}
+        else:
+            flat[dino.renamed(name, _ATTENTION)] = tensor
+    return flat
 
 
 # Pictures.
@@ -189,6 +225,11 @@ def demand_picture(prompt: Prompt, name: str) -> Float[np.ndarray, "H W c"]:
         raise ValueError(
             f"the picture is an array of shape {image.shape}; expected [H, W, 3] or [H, W, 4]"
         )
+    return within(image)
+
+
+def within(image: np.ndarray) -> np.ndarray:
+    """The same in float32; raises `ValueError` where it is not in [0, 1]."""
     image = image.astype(np.float32)
     if not (np.isfinite(image).all() and image.min() >= 0.0 and image.max() <= 1.0):
         raise ValueError(

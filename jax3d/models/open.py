@@ -9,19 +9,28 @@ import jax.numpy as jnp
 
 from jax3d import hub
 from jax3d.bounds import Text
-from jax3d.models import hunyuan3d, openlrm, props_lrm, props_native, shap_e, triposr
+from jax3d.models import (
+    hunyuan3d,
+    instantmesh,
+    openlrm,
+    props_lrm,
+    props_native,
+    shap_e,
+    triposr,
+)
 from jax3d.models.base import Model
 from jax3d.priors.base import Critic
 
-_SYSTEMS = (props_lrm, props_native, triposr, openlrm, shap_e, hunyuan3d)
+_SYSTEMS = (instantmesh, props_lrm, props_native, triposr, openlrm, shap_e, hunyuan3d)
 """Each has `recognises(path)` and `open(path, dtype)`; the first to recognise a path opens it."""
 
 _KNOWN = (
     'known are "embedded"; a .safetensors file with its .json beside, as `jax3d train native` '
     "and `jax3d train lrm` write it; a folder of TripoSR (config.yaml, model.ckpt); one of OpenLRM "
     "(config.json, model.safetensors); one of Shap-E in diffusers' layout (prior/, "
-    "shap_e_renderer/); and one of Hunyuan3D 2 (hunyuan3d-dit-*: config.yaml, "
-    "model.fp16.safetensors)"
+    "shap_e_renderer/); one of Hunyuan3D 2 (hunyuan3d-dit-*: config.yaml, "
+    "model.fp16.safetensors); and a checkpoint of InstantMesh (instant_nerf_*.ckpt, "
+    "instant_mesh_*.ckpt)"
 )
 
 _FETCHED = ("*.json", "*.yaml", "*.txt", "*.safetensors", "*.ckpt", "*.bin")

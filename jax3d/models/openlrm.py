@@ -73,9 +73,8 @@ def design(
     # Half of its samples are placed by the other half.
     field = dataclasses.replace(field, coarse=samples // 2, density_bias=-1.0, rgb_padding=0.001)
     side = SIDES.get(c["transformer_dim"], encoder.grid * encoder.patch_size)
-    return lrm.checked(
-        Design(network, field, side, partial(planes, network), partial(picture, side=side))
-    )
+    read = lrm.demand_picture, partial(picture, side=side), partial(planes, network)
+    return lrm.checked(Design(network, field, side, *read))
 
 
 def _encoder(kind: str, name: str) -> DinoConfig:
@@ -157,8 +156,6 @@ _ENCODER = "encoder.model."
 _RULES = (
     (r"^camera_embedder\.mlp\.", "camera_embedder."),
     (r"^transformer\.", ""),
-    (r"_attn\.([qkv])_proj_weight$", r"_attn.to_\1.weight"),
-    (r"_attn\.out_proj\.", "_attn.to_out.0."),
     (r"^synthesizer\.decoder\.net\.(\d{0,3}[02468])\.", lrm.every_other),
 )
 
@@ -167,20 +164,11 @@ def names(tensors: Flat) -> Flat:
     """A checkpoint's tensors under our names; the decoder's first layer reads our planes."""
     v1 = any(name.startswith(f"{_ENCODER}embeddings.") for name in tensors)
     rename = dino.from_transformers if v1 else dino.from_dinov2
-    flat = lrm.encoder_names(tensors, _ENCODER, rename)
-    for name, tensor in tensors.items():
-        if name.startswith(_ENCODER):
-            continue
-        new = dino.renamed(name, _RULES)
-        if new.endswith("_attn.in_proj_weight"):
-            stem = new.removesuffix("in_proj_weight")
-            parts = dino.split_qkv(name, tensor)
-            flat |= {f"{stem}to_{k}.weight": part for k, part in parts}
-        elif new == "decoder.0.weight":
-            flat[new] = _turned(name, tensor)
-        else:
-            flat[new] = tensor
-    return flat
+    own = {k: v for k, v in tensors.items() if not k.startswith(_ENCODER)}
+    own = {dino.renamed(k, _RULES): v for k, v in lrm.attention_names(own).items()}
+    if (first := "decoder.0.weight") in own:
+        own[first] = _turned(first, own[first])
+    return own | lrm.encoder_names(tensors, _ENCODER, rename)
 
 
 def _turned(name: str, weight: np.ndarray) -> np.ndarray:

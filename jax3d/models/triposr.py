@@ -97,9 +97,8 @@ def design(
         density_bias=c["renderer.density_bias"] - math.log(2 * c["renderer.radius"]),
     )
     side = c["cond_image_size"]
-    return lrm.checked(
-        Design(network, field, side, partial(planes, network), partial(picture, side=side))
-    )
+    read = lrm.demand_picture, partial(picture, side=side), partial(planes, network)
+    return lrm.checked(Design(network, field, side, *read))
 
 
 def _checked(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Vision transformers trained by DINO (https://arxiv.org/abs/2104.14294) and DINOv2 (2304.07193).
 
 One network under the parameter names of DINOv2's code; `from_dinov2` and `from_transformers` rename
-checkpoints of that code and of transformers' `ViTModel` and `Dinov2Model`. Letters: b images, h and
-w pixels, l tokens, c width of the tokens.
+checkpoints of that code and of transformers' `ViTModel` and `Dinov2Model`. It may be told something
+of each image, such as its camera. Letters: b images, h and w pixels, l tokens, c width of the
+tokens, k of what is told.
 """
 
 import dataclasses
@@ -77,8 +78,14 @@ class Dino(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b l c"]:
+    def __call__(
+        self, images: Float[Array, "b h w 3"], told: Float[Array, "b k"] | None = None
+    ) -> Float[Array, "b l c"]:
         """The normalised tokens: the class token, the registers, the patches row by row.
+
+        Args:
+          images: as `normalise` leaves them, or not, as the weights were trained.
+          told: an embedding by which each layer's norms are modulated; None: they are plain.
 
         Raises:
           ValueError: the sides are no multiples of the patch's.
@@ -86,7 +93,7 @@ class Dino(nn.Module):
         c = self.config
         x = Embeddings(c, self.dtype, name="embeddings")(images)
         for i in range(c.num_hidden_layers):
-            x = Block(c, self.dtype, name=f"blocks_{i}")(x)
+            x = Block(c, self.dtype, name=f"blocks_{i}")(x, told)
         return layer_norm("norm", c.layer_norm_eps)(x)
 
 
@@ -158,9 +165,19 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
-        """The next tokens."""
+    def __call__(
+        self, x: Float[Array, "b l c"], told: Float[Array, "b k"] | None = None
+    ) -> Float[Array, "b l c"]:
+        """The next tokens; `told` modulates both norms (adaLN of DiT, without its gates)."""
         c, width = self.config, self.config.hidden_size
+        modulation = None
+        if told is not None:
+            modulation = dense(4 * width, self.dtype, True, "adaLN_modulation_1")(nn.silu(told))
+            modulation = jnp.split(modulation[:, None].astype(jnp.float32), 4, axis=-1)
+
+        def norm(x, i):
+            y = layer_norm(f"norm{i + 1}", c.layer_norm_eps)(x)
+            return y if modulation is None else y * (1 + modulation[2 * i + 1]) + modulation[2 * i]
 
         def scaled(y, name):
             return LayerScale(name=name)(y).astype(self.dtype) if c.layer_scale else y
@@ -173,9 +190,8 @@ class Block(nn.Module):
             qkv_bias=True,
             name="attn",
         )
-        x = x + scaled(attention(layer_norm("norm1", c.layer_norm_eps)(x)), "ls1")
-        y = layer_norm("norm2", c.layer_norm_eps)(x)
-        return x + scaled(self._mlp(y), "ls2")
+        x = x + scaled(attention(norm(x, 0)), "ls1")
+        return x + scaled(self._mlp(norm(x, 1)), "ls2")
 
     def _mlp(self, y: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
         c, hidden = self.config, self.config.intermediate_size

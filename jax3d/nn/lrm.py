@@ -1,10 +1,12 @@
-"""Large reconstruction models: one picture to the features of three planes, in one pass.
+"""Large reconstruction models: pictures to the features of three planes, in one pass.
 
-OpenLRM after LRM (https://arxiv.org/abs/2311.04400) and TripoSR (https://arxiv.org/abs/2403.02151):
-tokens of the planes, learnt and the same for all pictures, attend to each other and to the tokens
-of an image encoder, and each then becomes 2 x 2 texels.
+OpenLRM after LRM (https://arxiv.org/abs/2311.04400) and TripoSR (https://arxiv.org/abs/2403.02151)
+of one picture, InstantMesh (https://arxiv.org/abs/2404.07191) of several: tokens of the planes,
+learnt and the same for all objects, attend to each other and to the tokens of an image encoder, and
+each then becomes 2 x 2 texels.
 
-Letters: b pictures, s their side, n tokens of the planes, m of the picture, d width, r texels.
+Letters: b objects, v views of each, s their side, n tokens of the planes, m of the pictures, d
+width, r texels.
 Planes are in the networks' own order and axes; `models` turns them to ours.
 """
 
@@ -70,37 +72,55 @@ class OpenLRM(nn.Module):
         self, images: Float[Array, "b s s 3"], camera: Float[Array, "b 16"]
     ) -> Float[Array, "b 3 r r c"]:
         """Planes of pictures in [0, 1] and their cameras (`models.openlrm.CAMERA`)."""
-        c, b = self.config, len(images)
+        c = self.config
         images = normalise(images) if self.normalised else images
         seen = Dino(self.encoder, self.dtype, name="encoder")(images)
         seen = jnp.concatenate([seen[:, :1], seen[:, 1 + self.encoder.registers :]], axis=1)
         told = nn.silu(dense(c.camera_embed_dim, self.dtype, True, "camera_embedder_0")(camera))
         told = dense(c.camera_embed_dim, self.dtype, True, "camera_embedder_2")(told)
-        shape = (1, 3 * c.triplane_low_res**2, c.transformer_dim)
         start = nn.initializers.normal(c.transformer_dim**-0.5)
-        x = jnp.broadcast_to(self.param("pos_embed", start, shape), (b, *shape[1:]))
-        x = x.astype(self.dtype)
-        for i in range(c.transformer_layers):
-            x = ModulatedBlock(c.transformer_heads, self.dtype, name=f"layers_{i}")(x, seen, told)
-        x = layer_norm("norm", 1e-6)(x)
-        x = x.reshape(b, 3, c.triplane_low_res, c.triplane_low_res, -1)
+        x = self.param("pos_embed", start, (1, 3 * c.triplane_low_res**2, c.transformer_dim))
+        x = _plane_tokens(x, seen, told, c, self.dtype)
         return Texels(c.triplane_dim, self.dtype, name="upsampler")(x)
 
 
-class ModulatedBlock(nn.Module):
-    """Cross-attention, self-attention and a perceptron, each told the camera by its norm."""
+def _plane_tokens(
+    start: Float[Array, "1 n d"],
+    seen: Float[Array, "b m e"],
+    told: Float[Array, "b k"] | None,
+    config: "OpenLRMConfig | InstantMeshConfig",
+    dtype: Any,
+) -> Float[Array, "b 3 l l d"]:
+    """The tokens that blocks of the module at hand make of learnt ones."""
+    x = jnp.broadcast_to(start, (len(seen), *start.shape[1:])).astype(dtype)
+    for i in range(config.transformer_layers):
+        x = PlaneBlock(config.transformer_heads, dtype, name=f"layers_{i}")(x, seen, told)
+    side = config.triplane_low_res
+    return layer_norm("norm", 1e-6)(x).reshape(len(x), 3, side, side, -1)
+
+
+class PlaneBlock(nn.Module):
+    """Cross-attention, self-attention and a perceptron, each after a norm."""
 
     heads: int
     dtype: Any
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n d"], seen: Float[Array, "b m e"], told: Float[Array, "b k"]
+        self,
+        x: Float[Array, "b n d"],
+        seen: Float[Array, "b m e"],
+        told: Float[Array, "b k"] | None,
     ) -> Float[Array, "b n d"]:
-        """The next tokens of the planes, from those of the picture and the camera's embedding."""
+        """The next tokens of the planes, from those of the pictures.
+
+        Norms are told the camera by its embedding (OpenLRM), or are plain (InstantMesh).
+        """
         width = x.shape[-1]
 
         def norm(x, name):
+            if told is None:
+                return layer_norm(name, 1e-5)(x)
             return ModulatedNorm(self.dtype, name=name)(x, told)
 
         def attention(name):
@@ -126,6 +146,44 @@ class ModulatedNorm(nn.Module):
         both = dense(2 * x.shape[-1], self.dtype, True, "mlp_1")(nn.silu(told))
         shift, scale = jnp.split(both[:, None].astype(jnp.float32), 2, axis=-1)
         return layer_norm("norm", 1e-6)(x) * (1 + scale) + shift
+
+
+# InstantMesh.
+
+
+@dataclasses.dataclass(frozen=True)
+class InstantMeshConfig:
+    """The network's part of InstantMesh's config, under its names."""
+
+    transformer_dim: Count = 1024
+    transformer_layers: Count = 16
+    transformer_heads: Count = 16
+    triplane_low_res: Count = 32
+    triplane_dim: Count = 80
+
+
+class InstantMesh(nn.Module):
+    """InstantMesh without its decoders."""
+
+    config: InstantMeshConfig
+    encoder: DinoConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "b v s s 3"], cameras: Float[Array, "b v 16"]
+    ) -> Float[Array, "b 3 r r c"]:
+        """Planes of views in [0, 1] and their cameras (`models.instantmesh.cameras`)."""
+        c, width, b = self.config, self.encoder.hidden_size, len(images)
+        told = dense(width, self.dtype, True, "camera_embedder_0")(cameras.reshape(-1, 16))
+        told = dense(width, self.dtype, True, "camera_embedder_2")(nn.silu(told))
+        views = normalise(images.reshape(-1, *images.shape[2:]))
+        seen = Dino(self.encoder, self.dtype, name="encoder")(views, told)
+        seen = seen.reshape(b, -1, width)
+        start = nn.initializers.normal(c.transformer_dim**-0.5)
+        x = self.param("pos_embed", start, (1, 3 * c.triplane_low_res**2, c.transformer_dim))
+        x = _plane_tokens(x, seen, None, c, self.dtype)
+        return Texels(c.triplane_dim, self.dtype, name="deconv")(x)
 
 
 # TripoSR.
@@ -174,10 +232,14 @@ MOST_LAYERS = 128
 """Layers that are traced; the deepest of the models in use has 16."""
 
 
-def abstract_params(network: OpenLRM | TripoSR) -> Params:
+Network = OpenLRM | InstantMesh | TripoSR
+
+
+def abstract_params(network: Network) -> Params:
     """The shapes and dtypes of a network's parameters; nothing is computed."""
     side = network.encoder.grid * network.encoder.patch_size
-    told = [jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)]
-    if isinstance(network, OpenLRM):
-        told.append(jax.ShapeDtypeStruct((1, 16), jnp.float32))
+    lead = (1, 1) if isinstance(network, InstantMesh) else (1,)
+    told = [jax.ShapeDtypeStruct((*lead, side, side, 3), jnp.float32)]
+    if not isinstance(network, TripoSR):
+        told.append(jax.ShapeDtypeStruct((*lead, 16), jnp.float32))
     return jax.eval_shape(network.init, jax.random.key(0), *told)["params"]

@@ -184,6 +184,15 @@ def test_activations_are_those_that_are_named():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
 
 
+def test_a_distance_is_a_soft_surface():
+    rep = variant(density_activation="laplace", beta=0.02, blob_density=1.0, blob_radius=1.0)
+    params = jax.tree.map(jnp.zeros_like, rep.init(jax.random.key(0)))
+    x = jnp.array([[0.0, 0.97, 0.0], [0.0, 0.0, 1.0], [1.03, 0.0, 0.0]])
+    tail = 0.5 * np.exp(-1.5)
+    expected = np.array([1 - tail, 0.5, tail]) / 0.02
+    np.testing.assert_allclose(jax.jit(rep.density)(params, x), expected, rtol=1e-4)
+
+
 def test_planes_may_span_more_than_is_rendered():
     params = rough(variant())
     x = jax.random.uniform(jax.random.key(3), (9, 3), minval=-1.0, maxval=1.0)
