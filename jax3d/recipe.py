@@ -139,15 +139,20 @@ class Recipe:
         """The traced knobs of one asset; raises `ValueError` as `KnobValues.traced` does."""
         return self.knobs.traced(seed, self.steps)
 
-    def made_by(self, path: str, dtype: str = "float32") -> "Recipe":
-        """The same recipe with a model from disk and its field, and no distillation.
+    def made_by(self, path: str, dtype: str = "float32", views: str = "") -> "Recipe":
+        """The same recipe with a model from disk, its field and its guidance, and no distillation.
 
-        Raises `ValueError` as `open_model` does.
+        A `model_scale` that is not the default one stays. `views` is that of `DiskConfig`; raises
+        `ValueError` as it does when it is built.
         """
-        maker = DiskConfig(path, dtype)
+        maker = DiskConfig(path, dtype, views)
+        model, knobs = maker.build(None), self.knobs
+        if knobs.model_scale == KnobValues().model_scale:
+            knobs = dataclasses.replace(knobs, model_scale=(model.scale,))
         optimize = dataclasses.replace(self.optimize, stages=())
-        field = maker.build(None).field
-        return dataclasses.replace(self, maker=maker, field=field, optimize=optimize)
+        return dataclasses.replace(
+            self, maker=maker, field=model.field, optimize=optimize, knobs=knobs
+        )
 
     def refined(self, steps: int) -> "Recipe":
         """The same recipe with so many steps of distillation on top of what its model makes.

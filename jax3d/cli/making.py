@@ -36,6 +36,8 @@ class Making:
     model: str | None = None
     """The model that makes the asset, or its start, in place of the recipe's: a folder of TripoSR
     or OpenLRM, a file that `jax3d train native` or `lrm` wrote, or `owner/name` on the hub."""
+    views_by: str = ""
+    """A folder of Zero123++, which draws of a picture the six views that InstantMesh reads."""
     config: Annotated[str | None, tyro.conf.arg(aliases=["--recipe"])] = None
     """Recipe to start from: the name of a packaged one, such as distil or native (`jax3d configs`
     lists them), or a Python file; other options override it."""
@@ -69,7 +71,11 @@ class Making:
 
     def whole_recipe(self) -> Recipe:
         """The recipe with the shorthands applied."""
-        recipe = self.recipe if self.model is None else self.recipe.made_by(self.model, self.dtype)
+        recipe = self.recipe
+        if self.model is not None:
+            recipe = recipe.made_by(self.model, self.dtype, self.views_by)
+        elif self.views_by:
+            raise ValueError("views-by draws views for a --model that reads them: give one")
         recipe = recipe if self.refine is None else recipe.refined(self.refine)
         recipe = recipe if self.steps is None else recipe.with_steps(self.steps)
         if self.views is None:

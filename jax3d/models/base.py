@@ -44,3 +44,5 @@ class Model(NamedTuple):
     show: Callable[[Latent], Array] | None = None
     """`show(z) -> [n, H, W, 3]`, the pictures that it works from, sRGB in [0, 1]; None where there
     are none"""
+    scale: float = 1.0
+    """Of guidance (`knobs.model_scale`), as its authors take it"""

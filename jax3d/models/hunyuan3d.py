@@ -29,13 +29,16 @@ from jax3d.nn.dit import Dit
 from jax3d.types import Cond, Condition, Key, Params, Prompt
 from jax3d.weights import Flat, WeightsError
 
+SCALE = 5.0
+"""Of the guidance, by its authors."""
+
 # The model.
 
 
 def model(
     design: Design, params: Params, condition: Callable[[Prompt], Condition], name: str
 ) -> Model:
-    """The model; its guidance is `knobs.model_scale`, for which its authors take 5.
+    """The model; its guidance is `knobs.model_scale`.
 
     Args:
       design: what it is made of.
@@ -71,6 +74,7 @@ def model(
         decode=decode,
         name=name,
         digest=weights.digest(params, [*facts, design.picture, design.levels]),
+        scale=SCALE,
     )
 
 

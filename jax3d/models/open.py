@@ -19,6 +19,8 @@ from jax3d.models import (
     triposr,
 )
 from jax3d.models.base import Model
+from jax3d.models.viewed import viewed
+from jax3d.priors import zero123plus
 from jax3d.priors.base import Critic
 
 _SYSTEMS = (instantmesh, props_lrm, props_native, triposr, openlrm, shap_e, hunyuan3d)
@@ -44,6 +46,8 @@ class DiskConfig:
     """As `open_model` takes it."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of its weights and arithmetic."""
+    views: Text = ""
+    """A folder of Zero123++, for a model that reads the six views which that draws of a picture."""
 
     asks_critic: ClassVar[bool] = False
 
@@ -56,7 +60,13 @@ class DiskConfig:
 @lru_cache(1)
 def _opened(config: DiskConfig) -> Model:
     # A command looks at the model's field before the recipe is opened, and weights may be large.
-    return open_model(config.path, config.dtype)
+    if not config.views:
+        return open_model(config.path, config.dtype)
+    folder = hub.find(config.views, _FETCHED, "the views are drawn by Zero123++")
+    if not zero123plus.recognises(folder):
+        raise ValueError(f"{config.views}: no folder of Zero123++, which draws the views")
+    drawer = zero123plus.open(folder, jnp.dtype(config.dtype))
+    return viewed(drawer, open_model(config.path, config.dtype))
 
 
 def open_model(path: str | Path = "embedded", dtype: Any = jnp.float32) -> Model:

@@ -66,6 +66,8 @@ class Reader(NamedTuple):
     """Of a token."""
     digest: str
     """Of what decides."""
+    scale: float
+    """Of the guidance, in diffusers' pipelines."""
 
 
 # The model.
@@ -74,7 +76,7 @@ class Reader(NamedTuple):
 def model(design: Design, params: Params, reader: Reader, name: str) -> Model:
     """Of 2N - 1 steps, each a call of the transformer, for N of the sampler.
 
-    Its guidance is `knobs.model_scale`; diffusers' pipelines take 4 from texts and 3 from pictures.
+    Its guidance is `knobs.model_scale`.
 
     Args:
       design: what it is made of.
@@ -110,6 +112,7 @@ def model(design: Design, params: Params, reader: Reader, name: str) -> Model:
         decode=lambda params, z: shap_e_renderer.decode(params["renderer"], z.z),
         name=name,
         digest=weights.digest([params, sampling.grid, tables], facts),
+        scale=reader.scale,
     )
 
 
@@ -159,7 +162,7 @@ def read_texts(folder: Path, dtype: Any) -> Reader:
         plain, null = embed(params, jnp.asarray(words.ids([prompt.text, prompt.negative])))
         return Condition(Cond(plain), Cond(null if prompt.negative else jnp.zeros_like(null)))
 
-    return Reader(condition, c.projection_dim, weights.digest(params, _facts(c)))
+    return Reader(condition, c.projection_dim, weights.digest(params, _facts(c)), 4.0)
 
 
 def read_pictures(folder: Path, dtype: Any) -> Reader:
@@ -177,7 +180,7 @@ def read_pictures(folder: Path, dtype: Any) -> Reader:
         plain = embed(params, jnp.asarray(image))
         return Condition(Cond(plain), Cond(jnp.zeros_like(plain)))
 
-    return Reader(condition, c.hidden_size, weights.digest(params, _facts(c)))
+    return Reader(condition, c.hidden_size, weights.digest(params, _facts(c)), 3.0)
 
 
 def _facts(config: Any) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def model(core):
         told = jnp.sin(jnp.arange(16.0) + len(prompt.text))[None]
         return Condition(Cond(told), Cond(jnp.zeros_like(told)))
 
-    return shap_e.model(*core, shap_e.Reader(condition, 16, "lengths"), "tiny")
+    return shap_e.model(*core, shap_e.Reader(condition, 16, "lengths", 4.0), "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -231,8 +231,10 @@ def test_decoding_gives_what_the_field_asks(folder, core, model):
     design, params = core
     shorter = design._replace(sampling=shap_e.read_sampling(folder / "scheduler", 4))
     for other in ((shorter, params), (design, {**params, "prior": {"x": jnp.zeros(1)}})):
-        assert shap_e.model(*other, shap_e.Reader(None, 16, "lengths"), "").digest != model.digest
-    assert shap_e.model(*core, shap_e.Reader(None, 16, "x"), "").digest != model.digest
+        assert (
+            shap_e.model(*other, shap_e.Reader(None, 16, "lengths", 4.0), "").digest != model.digest
+        )
+    assert shap_e.model(*core, shap_e.Reader(None, 16, "x", 4.0), "").digest != model.digest
 
 
 # Folders and prompts.

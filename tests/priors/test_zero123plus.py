@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoints import GOLDEN, write_folder
+from zero123plus_files import SIDE, write_zero123plus
 
 from jax3d import cli, image
 from jax3d.nn import unet
@@ -15,15 +16,10 @@ from jax3d.priors import zero123plus
 from jax3d.priors.open import open_critic
 from jax3d.types import Prompt
 
-SIDE = 32
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = write_folder(tmp_path_factory.mktemp("zero123plus"), "zero123plus")
-    ramp = [k / 10 for k in range(11)]
-    (folder / "model_index.json").write_text(json.dumps({"ramping_coefficients": ramp}))
-    return folder
+    return write_zero123plus(tmp_path_factory.mktemp("zero123plus"))
 
 
 @pytest.fixture(scope="module")
