@@ -21,7 +21,7 @@ from jax3d.diffusion import Grid, HeunState, Prediction
 from jax3d.fields import nerstf
 from jax3d.fields.nerstf import NerstfConfig
 from jax3d.image import squared
-from jax3d.models import shap_e_renderer
+from jax3d.models import lrm, shap_e_renderer
 from jax3d.models.base import Model
 from jax3d.models.shap_e_renderer import Tables
 from jax3d.nn import clip_image, clip_text, prior_transformer, tokenizer
