@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from instantmesh_files import ENCODER
+from PIL import Image
 
 from jax3d import weights
 from jax3d.camera import orbit
 from jax3d.fields import triplane
+from jax3d.image import read_picture
 from jax3d.math import laplace_density
 from jax3d.mesh import EmptyFieldError, flexicubes
 from jax3d.models import instantmesh, instantmesh_surface, lrm
@@ -190,15 +192,19 @@ def test_surfaces_stand_in_our_world_and_metres(opened):
 # Views.
 
 
-def test_a_model_reads_six_views_or_their_sheet(opened):
+def test_a_model_reads_six_views_or_their_sheet(opened, tmp_path):
     variant, params = opened["nerf"]
     model = instantmesh.model(variant, params, "tiny")
     rng = np.random.default_rng(0)
-    views = rng.integers(0, 5, (6, 4, 4, 3)).repeat(80, 1).repeat(80, 2) / 4
+    views = rng.integers(0, 256, (6, 4, 4, 3)).repeat(80, 1).repeat(80, 2) / 255
     sheet = np.concatenate([np.concatenate([views[2 * i], views[2 * i + 1]], 1) for i in range(3)])
     cond = model.condition(Prompt("a cup", image=views))
     assert cond.shape == (6, 32, 32, 3)
     np.testing.assert_array_equal(model.condition(Prompt("", image=sheet)), cond)
+    # As the commands read it.
+    Image.fromarray(np.uint8(np.round(sheet * 255))).save(tmp_path / "sheet.png")
+    shown = read_picture(tmp_path / "sheet.png")
+    np.testing.assert_allclose(model.condition(Prompt("", image=shown)), cond, atol=1e-6)
     # Flat squares stay as they are but for their borders; transparency is over white.
     np.testing.assert_allclose(cond[:, 4::8, 4::8], views[:, 40::80, 40::80], atol=2e-2)
     clear = np.concatenate([views, np.full((6, 320, 320, 1), 0.5)], -1)
