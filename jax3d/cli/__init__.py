@@ -18,6 +18,7 @@ COMMANDS = {
     "generate": "Makes 3D assets from prompts: meshes, turntables and a page that shows them.",
     "sweep": "Makes the assets of a manifest, on all devices; goes on where it was killed.",
     "reconstruct": "Makes 3D assets from pictures, one each.",
+    "fit": "Fits 3D assets to posed photographs, a folder each.",
     "export": "Makes meshes, pictures and turntables of finished assets again, at other sizes.",
     "sample": "Draws 2D images from the critic alone: one row a prompt, one column a view.",
     "train prior": "Trains the embedded critic; goes on from its own checkpoint.",
