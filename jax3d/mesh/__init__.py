@@ -1,7 +1,8 @@
 """From a representation to a textured mesh on disk (host side).
 
-The stages, one a file: `extract` (marching cubes), `simplify`, `unwrap`, `bake`, `export`; and
-`compare`, which holds the result against renders of the field.
+The stages, one a file: `extract` (marching cubes), `simplify`, `unwrap`, `bake` (colours of the
+field) or `paint` (those of pictures), `export`; and `compare`, which holds the result against
+renders of the field.
 """
 
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from jax3d.mesh.extract import (
     sample_density,
     silhouette_level,
 )
+from jax3d.mesh.paint import Views, paint, photograph
 from jax3d.mesh.simplify import simplify
 from jax3d.mesh.unwrap import unwrap
 from jax3d.types import Mesh, Params
@@ -33,6 +35,7 @@ __all__ = [
     "EmptyFieldError",
     "Likeness",
     "MeshConfig",
+    "Views",
     "bake",
     "build",
     "compare",
@@ -40,6 +43,9 @@ __all__ = [
     "extract_surface",
     "load_glb",
     "of",
+    "paint",
+    "painted",
+    "photograph",
     "sample_density",
     "silhouette_level",
     "simplify",
@@ -90,6 +96,25 @@ def of(representation: Representation, params: Params, config: MeshConfig) -> Me
     return _build(partial(density, params), partial(shade, params), bound, config)
 
 
+def painted(
+    representation: Representation, params: Params, config: MeshConfig, views: Views
+) -> Mesh:
+    """One asset's mesh, within the face budget, whose texture is made from pictures of it.
+
+    So it also shows what a field at a point does not say: colours that depend on the view, in the
+    mean. A representation that is a mesh gives the surface itself. Raises `ValueError` as `of`.
+    """
+    if representation.mesh is not None:
+        surface = representation.mesh(params)
+        surface = simplify(Mesh(surface.vertices, surface.faces), config.faces)
+    elif representation.density is not None:
+        density = partial(_jitted(representation.density), jax.device_put(params))
+        surface = _surface(density, representation.bound, config)
+    else:
+        raise ValueError("the representation has neither a mesh of its own nor a density")
+    return paint(unwrap(surface, config.texture), views, config.texture)
+
+
 def build(density: Field, color: Field, bound: float, config: MeshConfig) -> Mesh:
     """A closed, textured mesh, metres in world axes, of the field in the cube [-bound, bound]^3.
 
@@ -113,6 +138,9 @@ def _compiled(density, color):
         return jnp.concatenate([density(params, x)[:, None], color(params, x)], axis=-1)
 
     return jax.jit(density), jax.jit(shade)
+
+
+_jitted = lru_cache(maxsize=8)(jax.jit)
 
 
 def _build(density, shade, bound, config):

@@ -43,13 +43,18 @@ def bake(mesh: Mesh, shade: Field, texture: int, depth: float, chunk: int = 1 <<
             f"{len(colors)} points of the surface; the optimisation has diverged: lower the "
             "learning rate or the guidance scale"
         )
+    return mesh.replace(texture=filled(colors, pixel, texture))
+
+
+def filled(
+    colors: Float[np.ndarray, "n 3"], pixel: Int[np.ndarray, " n"], texture: int
+) -> Float[np.ndarray, "T T 3"]:
+    """A texture of the colours of some texels; the others repeat the nearest of these."""
     image = np.zeros((texture * texture, 3), np.float32)
     image[pixel] = colors
     covered = np.zeros(texture * texture, bool)
     covered[pixel] = True
-    return mesh.replace(
-        texture=_dilate(image.reshape(texture, texture, 3), covered.reshape(texture, texture))
-    )
+    return _dilate(image.reshape(texture, texture, 3), covered.reshape(texture, texture))
 
 
 def texels(mesh: Mesh, texture: int) -> Fragments:
