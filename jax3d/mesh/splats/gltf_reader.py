@@ -123,17 +123,20 @@ def _gaussians(glb: _Glb, attributes: Any) -> Gaussians:
     wanted = [_coefficient(d, i) for d in range(degree + 1) for i in range(2 * d + 1)]
     if {*names} - {*wanted}:
         raise glb.refuse("has harmonics of a degree that is not whole, or above 3")
-    found = Gaussians(
-        means=means,
-        quats=array(f"{_NAME}:ROTATION", "VEC4")[:, [3, 0, 1, 2]],
-        scales=array(f"{_NAME}:SCALE", "VEC3"),
-        opacities=array(f"{_NAME}:OPACITY", "SCALAR")[:, 0],
-        sh=np.stack([array(name, "VEC3") for name in wanted], axis=1),
-    )
-    counts = {len(x) for x in vars(found).values()}
+    quats = array(f"{_NAME}:ROTATION", "VEC4")
+    scales = array(f"{_NAME}:SCALE", "VEC3")
+    opacities = array(f"{_NAME}:OPACITY", "SCALAR")
+    sh = [array(name, "VEC3") for name in wanted]
+    counts = {len(x) for x in (means, quats, scales, opacities, *sh)}
     if len(counts) > 1 or not len(means):
         raise glb.refuse(f"has attributes of {sorted(counts)} Gaussians; expected one number")
-    return found
+    return Gaussians(
+        means=means,
+        quats=quats[:, [3, 0, 1, 2]],
+        scales=scales,
+        opacities=opacities[:, 0],
+        sh=np.stack(sh, axis=1),
+    )
 
 
 def _coefficient(degree: int, i: int) -> str:
@@ -211,7 +214,7 @@ def _matrix(glb: _Glb, node: dict) -> np.ndarray:
 
     if "matrix" in node:
         return numbers("matrix", [0.0] * 16).reshape(4, 4).T
-    quat = numbers("rotation", [0.0, 0, 0, 1])
+    quat = numbers("rotation", [0.0, 0.0, 0.0, 1.0])
     if not 0.5 < np.linalg.norm(quat) < 2:
         raise glb.refuse("has a node whose rotation is no unit quaternion")
     matrix = np.eye(4)
