@@ -63,8 +63,9 @@ def shown(
     side = photographs.rgba.shape[-2]
     if side % size:
         raise ValueError(f"photographs of {side} pixels a side are no whole multiple of {size}")
-    rgba = _pooled(photographs.rgba[index].astype(jnp.float32) / 255, side // size, jnp.mean)
-    known = _pooled(photographs.known[index], side // size, jnp.all)
+    rgba, known = (jnp.asarray(x)[index] for x in (photographs.rgba, photographs.known))
+    rgba = _pooled(rgba.astype(jnp.float32) / 255, side // size, jnp.mean)
+    known = _pooled(known, side // size, jnp.all)
     background = jnp.asarray(background)
     if 1 < background.ndim < rgba.ndim:
         background = background[..., None, None, :]
@@ -277,8 +278,9 @@ def _framing(
     hull = _hull(c2w, laid, centre, 1.5 * radius)
     if hull is None:
         return centre, RADIUS / radius
-    low, high = hull
-    return (low + high) / 2, RADIUS / (np.linalg.norm(high - low) / 2)
+    low, high = hull.min(axis=0), hull.max(axis=0)
+    middle = (low + high) / 2
+    return middle, RADIUS / float(np.linalg.norm(hull - middle, axis=-1).max())
 
 
 _HULL = 48
@@ -286,7 +288,7 @@ _HULL = 48
 
 
 def _hull(c2w, laid: list[_Laid], centre, reach: float):
-    """The box of what no picture shows to be empty; None where it leaves the cube around `centre`.
+    """Points of what no picture shows to be empty; None where it leaves the cube around `centre`.
 
     Pictures without coverage show nothing to be empty.
     """
@@ -306,10 +308,6 @@ def _hull(c2w, laid: list[_Laid], centre, reach: float):
         empty = each.known & (each.rgba[..., 3] < 128)
         left &= ~(sees & empty[row, column])
     inside = np.argwhere(left.reshape(_HULL, _HULL, _HULL))
-    if not len(inside) or inside.min() == 0 or inside.max() == _HULL - 1:
+    if len(inside) < 2 or inside.min() == 0 or inside.max() == _HULL - 1:
         return None
-    cell = axis[1] - axis[0]
-    return (
-        centre + axis[inside.min(axis=0)] - cell / 2,
-        centre + axis[inside.max(axis=0)] + cell / 2,
-    )
+    return x[left]
