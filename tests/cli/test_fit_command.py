@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import jax
 import numpy as np
 import photographed
 import pytest
@@ -13,13 +14,16 @@ from jax3d.cli.signals import Stop
 from jax3d.fields.triplane import TriplaneConfig
 from jax3d.mesh import MeshConfig
 from jax3d.optimize.asset import AssetConfig, StageConfig
+from jax3d.optimize.stage import Task
 from jax3d.recipe import Pictures, load
+from jax3d.types import Prompt
 
 CONFIG = load("fit")
+STEPS = 60
 TINY = replace(
     CONFIG,
     field=TriplaneConfig(resolution=16, channels=4, levels=2, hidden=8, coarse=8, samples=8),
-    optimize=AssetConfig(views=1, stages=(StageConfig(40, 8), StageConfig(40, 16))),
+    optimize=AssetConfig(views=1, stages=(StageConfig(STEPS, 16),)),
     mesh=MeshConfig(resolution=16, faces=100, texture=32, chunk=4096),
     pictures=Pictures(size=16, frames=0),
 )
@@ -35,6 +39,29 @@ def scenes(tmp_path_factory):
     return here
 
 
+def test_steps_bring_a_scene_nearer_to_views_that_are_held_out(scenes):
+    opened = TINY.open(None)
+    few = str(scenes / "few")
+    cond = opened.condition(Prompt("", image=opened.read(few)))
+    task = Task(cond, TINY.knobs_of(0), (STEPS,))
+    (stage,) = opened.stages
+    start = jax.jit(stage.start)(task, None)
+
+    @jax.jit
+    def run(state):
+        return jax.lax.scan(
+            lambda state, _: stage.step(state, stage.shared, cond, task.knobs), state, length=STEPS
+        )
+
+    state, metrics = run(start)
+    before, after = (opened.measure(s.params, cond, few) for s in (start, state))
+    assert after["unseen_psnr"] > before["unseen_psnr"] + 2
+    assert after["unseen_psnr"] > 14
+    assert after["unseen_views"] == 2
+    assert metrics["photometric"][-5:].mean() < 0.6 * metrics["photometric"][0]
+    assert opened.about(cond)["scene"]["scale"] == float(cond.scale)
+
+
 @pytest.fixture(scope="module")
 def fitted(scenes):
     out = scenes / "out"
@@ -44,6 +71,7 @@ def fitted(scenes):
     return out, options, code
 
 
+@pytest.mark.slow
 def test_scenes_are_fitted_and_a_bad_one_costs_only_itself(fitted):
     out, _, code = fitted
     assert code == 1
@@ -62,6 +90,7 @@ def test_scenes_are_fitted_and_a_bad_one_costs_only_itself(fitted):
     assert "unseen_psnr" in (out / "ledger.csv").read_text()
 
 
+@pytest.mark.slow
 def test_a_second_call_finds_its_work_done(fitted, capsys):
     out, options, _ = fitted
     before = (out / "0000-few" / "asset.json").read_text()
@@ -70,6 +99,7 @@ def test_a_second_call_finds_its_work_done(fitted, capsys):
     assert (out / "0000-few" / "asset.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_another_picture_is_another_asset(scenes, fitted):
     own = record.picture_of(str(scenes / "few"))
     assert record.read(fitted[0] / "0000-few" / "asset.json")["picture"] == own
@@ -80,6 +110,7 @@ def test_another_picture_is_another_asset(scenes, fitted):
     other.write_bytes(kept)
 
 
+@pytest.mark.slow
 def test_an_export_keeps_what_held_out_views_said(fitted):
     source = fitted[0] / "0000-few"
     assert cli.main(["export", str(source), "--out", str(source.parent / "new"), "--no-cache"]) in (
