@@ -45,6 +45,8 @@ class Args:
     steps: int = 1000
     seed: int = 3
     """Of the props' proportions."""
+    mesh: bool = True
+    """Also mesh the Gaussians."""
 
 
 def fitted(args: Args, recipe: str, size: int) -> list[dict]:
@@ -124,6 +126,8 @@ def main(args: Args) -> None:
             for run in runs.values()
         ]
         print(f"| {prompt} | {' | '.join(cells)} |")
+    if not args.mesh:
+        return
     size = max(args.sizes)
     for place, prompt in zip(
         sorted((args.out / f"fit-{size}").glob("0*")), args.prompts, strict=True

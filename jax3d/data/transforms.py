@@ -33,6 +33,8 @@ class Frame(NamedTuple):
     """One photograph, as the file tells of it."""
 
     path: Path
+    name: str
+    """Of the picture, as the file has it."""
     c2w: Float[np.ndarray, "4 4"]
     """OpenGL axes, in the scene's own units."""
     lens: dict[str, float]
@@ -75,7 +77,7 @@ def _split(frames: list[Frame], about: Mapping) -> Scene:
     named = about.get("test_filenames")
     if isinstance(named, list) and named:
         names = {str(name).removeprefix("./") for name in named}
-        held = [frame.where.rpartition(", ")[2] in names for frame in frames]
+        held = [frame.name in names for frame in frames]
     else:
         held = [len(frames) >= EVERY and i % EVERY == 0 for i in range(len(frames))]
     seen = [frame for frame, out in zip(frames, held, strict=True) if not out]
@@ -92,9 +94,8 @@ def _frames(folder: Path, path: Path) -> tuple[list[Frame], dict]:
     frames = about.get("frames") if isinstance(about, dict) else None
     if not isinstance(frames, list) or not 1 <= len(frames) <= _MOST_FRAMES:
         raise ValueError(f"{path} has no list `frames` of 1 to {_MOST_FRAMES} pictures")
-    return [_frame(folder, about, frame, f"{path}, frame {i}") for i, frame in enumerate(frames)], (
-        about
-    )
+    found = [_frame(folder, about, frame, f"{path}, frame {i}") for i, frame in enumerate(frames)]
+    return found, about
 
 
 def _frame(folder: Path, about: Mapping, frame: Any, where: str) -> Frame:
@@ -111,15 +112,18 @@ def _frame(folder: Path, about: Mapping, frame: Any, where: str) -> Frame:
     if lens.get("k4", 0.0):
         raise ValueError(f"{where} has k4, a fisheye's; undistort it to a pinhole's")
     matrix = _pose(frame.get("transform_matrix"), where)
-    told = f"{where}, {name.removeprefix('./')}"
-    return Frame(_inside(folder, name, where), matrix, lens, told)
+    name, picture = name.removeprefix("./"), _inside(folder, name, where)
+    return Frame(picture, name, matrix, lens, f"{where}, {name[:80]}")
 
 
 def _inside(folder: Path, name: str, where: str) -> Path:
     """The picture's file; raises `ValueError` for one that is not there, or not in the folder."""
     root = folder.resolve()
     for suffix in _SUFFIXES:
-        path = (root / f"{name}{suffix}").resolve()
+        try:
+            path = (root / f"{name}{suffix}").resolve()
+        except RuntimeError:
+            raise ValueError(f"{where}: {name[:80]!r} is a link to itself") from None
         if not path.is_relative_to(root):
             raise ValueError(f"{where}: {name[:80]!r} is not within {folder}")
         if path.is_file():
