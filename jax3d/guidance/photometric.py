@@ -68,4 +68,4 @@ def drawn(key: Key, cond: Photographs, views: int) -> Int[Array, " v"]:
 def cameras(key: Key, cond: Photographs, views: int) -> Camera:
     """The cameras of those."""
     index = drawn(key, cond, views)
-    return jax.tree.map(lambda x: x[index], cond.camera)
+    return jax.tree.map(lambda x: jnp.asarray(x)[index], cond.camera)
