@@ -9,7 +9,7 @@ import csv
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,7 @@ class Finisher:
         solid: bool,
         history: History | None = None,
         shown: np.ndarray | None = None,
+        measure: Callable[[Params], Mapping[str, float]] | None = None,
     ) -> dict:
         """Writes an asset's files and returns what `asset.json` holds.
 
@@ -155,6 +156,7 @@ class Finisher:
           solid: Whether turntable and mesh are wanted, beside views and scores.
           history: Where it is known.
           shown: Pictures from which it was made, `[n, H, W, 3]`.
+          measure: What else is measured of the parameters.
 
         Raises:
           OSError: Nothing could be written, or not even the record.
@@ -170,6 +172,9 @@ class Finisher:
             with files.make(PICTURE):
                 image.write_png(folder / PICTURE, image.row(shown))
         views, metrics = self._look(params, about["prompt"], files)
+        if measure is not None:
+            with files.make("measures"):
+                metrics |= measure(params)
         if solid:
             metrics |= self._solidify(params, views, files)
             self._turn(params, views, files)
@@ -355,6 +360,8 @@ def remake(
     """
     for name in {HISTORY, PICTURE} & {*about["files"]}:
         (source / name).copy(local / name, overwrite=True)
-    made = finisher.write(asset.params, local, about, solid)
+    # Held-out photographs are not among an asset's files: what they said stays.
+    kept = {k: v for k, v in about["metrics"].items() if k.startswith("unseen_")}
+    made = finisher.write(asset.params, local, about, solid, measure=lambda params: kept)
     folders.publish(local, target)
     return made

@@ -41,11 +41,13 @@ def read_image(path: str | os.PathLike) -> Float[np.ndarray, "H W 3"]:
     return rgba[..., :3] * rgba[..., 3:] + (1.0 - rgba[..., 3:])
 
 
-def read_picture(path: str | os.PathLike) -> Float[np.ndarray, "H W 4"]:
+def read_picture(path: str | os.PathLike, upright: bool = True) -> Float[np.ndarray, "H W 4"]:
     """Read a person's picture, of any kind and size that Pillow reads, with its coverage.
 
-    It is turned as its EXIF says; CMYK, palettes, 16 bits and the first frame of an animation
-    become sRGB in [0, 1]. A picture of more than `MOST_SEEN` pixels a side is reduced to that.
+    Where it shall be `upright` it is turned as its EXIF says, else it stays as the camera's chip
+    has it, which is what poses and lenses speak of; CMYK, palettes, 16 bits and the first frame of
+    an animation become sRGB in [0, 1]. A picture of more than `MOST_SEEN` pixels a side is reduced
+    to that.
 
     Raises:
       ValueError: It is no picture, a damaged one, or one of more than `MOST_PIXELS`.
@@ -64,7 +66,8 @@ def read_picture(path: str | os.PathLike) -> Float[np.ndarray, "H W 4"]:
                         f"{path} has {width} x {height} pixels; at most {MOST_PIXELS:,} are read"
                     )
                 file.draft("RGB", (MOST_SEEN, MOST_SEEN))
-                picture = _eight_bits(ImageOps.exif_transpose(file)).convert("RGBA")
+                turned = ImageOps.exif_transpose(file) if upright else file
+                picture = _eight_bits(turned).convert("RGBA")
     except (UnidentifiedImageError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not a picture that can be read ({error})") from error
     except OSError as error:

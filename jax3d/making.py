@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from jax3d import bounds, finish, folder, gallery, image, ledger, record, weights
+from jax3d import bounds, finish, folder, gallery, ledger, record, weights
 from jax3d.data import props
 from jax3d.finish import Finisher
 from jax3d.manifest import Job
@@ -128,7 +128,7 @@ class _Assets:
         self.worker, self.solid, self.start = worker, solid, start
         self.names = [gallery.slug(job.title, k) for k, job in enumerate(jobs)]
         # A wave of assets asks for its conditions twice: when it enters and when it moves on.
-        self._condition = lru_cache(256)(self._read)
+        self._condition = lru_cache(opened.remember)(self._read)
 
     def check(self, indices: Iterable[int]) -> None:
         """Raises `ValueError` for a job that cannot be made; each distinct prompt is read once.
@@ -157,7 +157,7 @@ class _Assets:
     def _read(self, prompt: str, negative: str, picture: str | None) -> Any:
         if picture is None:
             return self.opened.condition(Prompt(prompt, negative))
-        shown = image.read_picture(picture)
+        shown = self.opened.read(picture)
         try:
             return self.opened.condition(Prompt(prompt, negative, shown))
         except ValueError as error:
@@ -170,6 +170,11 @@ class _Assets:
         steps = (*self.opened.steps, *(stage.steps for stage in own.optimize.stages))
         cond = self._condition(job.prompt, own.negative, job.picture)
         return Task(cond, own.knobs_of(job.seed), steps)
+
+    def measure(self, index: int, cond: Any) -> Callable[[Params], dict[str, float]] | None:
+        """What is measured of an asset by what it was made from."""
+        own, picture = self.opened.measure, self.jobs[index].picture
+        return None if own is None else lambda params: own(params, cond, picture)
 
     def find(self, index: int) -> folder.Found | None:
         """What the folder has of an asset."""
@@ -334,8 +339,16 @@ def _write(run: _Run, outcome: Outcome, work: Sequence[int]) -> dict:
             why = f"step {track.taken} gave numbers that are not finite: there is only its start"
             made = finish.write_failure(local, about, why, track.history)
         else:
+            cond = assets.task(track.index).cond
+            about |= assets.opened.about(cond)
             made = run.finisher.write(
-                outcome.params, local, about, assets.solid, track.history, outcome.shown
+                outcome.params,
+                local,
+                about,
+                assets.solid,
+                track.history,
+                outcome.shown,
+                assets.measure(track.index, cond),
             )
         folder.publish(local, assets.place(track.index))
     return made

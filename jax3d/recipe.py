@@ -13,8 +13,10 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 
-from jax3d import config_files
+from jax3d import config_files, image
 from jax3d.bounds import Range, Text
+from jax3d.data import photographs, transforms
+from jax3d.data.photographs import Photographs
 from jax3d.fields.decoded import DecodedConfig
 from jax3d.fields.gaussians import GaussiansConfig
 from jax3d.fields.grid import GridConfig
@@ -25,11 +27,13 @@ from jax3d.guidance.csd import CSDConfig
 from jax3d.guidance.hifa import HiFAConfig
 from jax3d.guidance.ism import ISMConfig
 from jax3d.guidance.nfsd import NFSDConfig
+from jax3d.guidance.photometric import PhotometricConfig
 from jax3d.guidance.score import ScoreConfig
 from jax3d.guidance.sds import SDSConfig
 from jax3d.guidance.vsd import VSDConfig
 from jax3d.knobs import Knobs, KnobValues
 from jax3d.mesh import MeshConfig
+from jax3d.metrics import unseen
 from jax3d.models.base import Model
 from jax3d.models.open import DiskConfig
 from jax3d.models.pictured import PicturedConfig
@@ -39,7 +43,7 @@ from jax3d.optimize import asset
 from jax3d.optimize.asset import AssetConfig, StageConfig
 from jax3d.optimize.stage import Stage, as_stage, told
 from jax3d.priors.base import Critic
-from jax3d.types import Condition, Prompt
+from jax3d.types import Condition, Params, Prompt
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,11 @@ class Recipe:
         TriplaneConfig | MlpConfig | GridConfig | DecodedConfig | NerstfConfig | GaussiansConfig
     ) = dataclasses.field(default_factory=TriplaneConfig)
     optimize: AssetConfig = dataclasses.field(default_factory=AssetConfig)
-    guidance: SDSConfig | CSDConfig | NFSDConfig | ISMConfig | HiFAConfig | VSDConfig = (
-        dataclasses.field(default_factory=lambda: SDSConfig(score=ScoreConfig(view_words="none")))
-    )
-    """How the critic's opinion becomes a gradient. The embedded critic is told the camera itself,
-    so the prompt needs no view words."""
+    guidance: (
+        SDSConfig | CSDConfig | NFSDConfig | ISMConfig | HiFAConfig | VSDConfig | PhotometricConfig
+    ) = dataclasses.field(default_factory=lambda: SDSConfig(score=ScoreConfig(view_words="none")))
+    """How the critic's opinion becomes a gradient, or that the asset is fitted to photographs. The
+    embedded critic is told the camera itself, so the prompt needs no view words."""
     knobs: KnobValues = dataclasses.field(default_factory=KnobValues)
     negative: Text = ""
     """Negative prompt, in place of the unconditional one; NFSD compares with it instead."""
@@ -91,6 +95,8 @@ class Recipe:
           ValueError: There is no critic where one is asked, or what the model makes is not of the
             recipe's field, or its weights cannot be read.
         """
+        if isinstance(self.guidance, PhotometricConfig):
+            return _fitting(self)
         if critic is None and self.asks_critic:
             raise ValueError("this recipe asks a critic, and was given none")
 
@@ -114,6 +120,8 @@ class Recipe:
     @property
     def asks_critic(self) -> bool:
         """Whether it takes a critic at all."""
+        if isinstance(self.guidance, PhotometricConfig):
+            return False
         return self.steps > 0 or (self.maker is not None and self.maker.asks_critic)
 
     def build(self, critic: Critic) -> tuple[Stage, ...]:
@@ -201,6 +209,15 @@ class Opened(NamedTuple):
     """Who makes, for people."""
     digest: str
     """Of all weights: two makers of one recipe and digest make the same assets."""
+    read: Callable[[str], Any] = image.read_picture
+    """What a job's `picture` names, as `condition` takes it in `Prompt.image`."""
+    remember: int = 256
+    """How many conditions may be held in memory."""
+    about: Callable[[Any], dict[str, Any]] = lambda cond: {}
+    """What a record says of a condition."""
+    measure: Callable[[Params, Any, str], dict[str, float]] | None = None
+    """`measure(params, cond, picture)`: what is known of how good an asset is, beside the scorer's
+    opinion."""
 
 
 REFINED = 64
@@ -210,6 +227,39 @@ REFINED = 64
 def _opened(stages, condition, steps, makers: Sequence[Critic | Model]) -> Opened:
     name = ", then ".join(each.name for each in makers)
     return Opened(stages, condition, steps, name, " ".join(m.digest or m.name for m in makers))
+
+
+def _fitting(recipe: Recipe) -> Opened:
+    """A recipe that fits scenes to their photographs."""
+    sizes = {stage.size for stage in recipe.optimize.stages}
+    if recipe.maker is not None or not recipe.steps:
+        raise ValueError("a recipe that fits photographs has steps, and no model before them")
+    size, guidance = max(sizes), recipe.guidance
+    if odd := [each for each in sorted(sizes) if size % each]:
+        raise ValueError(f"optimize.stages: pictures of {size} pixels cannot be halved to {odd[0]}")
+
+    def read(folder: str) -> Photographs:
+        return photographs.read(transforms.scan(folder), size, guidance.most)
+
+    def condition(prompt: Prompt) -> Photographs:
+        if not isinstance(prompt.image, Photographs):
+            raise ValueError(
+                f"{prompt.text!r} is no scene: this recipe fits photographs (jax3d fit FOLDER)"
+            )
+        return prompt.image
+
+    def about(cond: Photographs) -> dict[str, Any]:
+        return {"scene": {"centre": cond.centre.tolist(), "scale": float(cond.scale)}}
+
+    field = recipe.field.build()
+    held_out = unseen.measure(field, size, guidance.transparent)
+
+    def measure(params: Params, cond: Photographs, folder: str) -> dict[str, float]:
+        return held_out(params, photographs.held_out(transforms.scan(folder), cond, size))
+
+    stages = asset.fit(field, guidance.build(), recipe.optimize)
+    name = "photographs"
+    return Opened(stages, condition, (), name, name, read, 8, about, measure)
 
 
 def _demand_same(field: Any, model: Model) -> None:

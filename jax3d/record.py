@@ -178,15 +178,24 @@ def read_json(path: epath.PathLike) -> dict:
 def picture_of(path: str | None) -> str | None:
     """What a record has of the picture that an asset is made from: the file's SHA-256.
 
-    An empty text where it cannot be read; None where an asset is made from words.
+    Of a folder of photographs it is that of its files' names and digests. An empty text where it
+    cannot be read; None where an asset is made from words.
     """
     if path is None:
         return None
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        if not Path(path).is_dir():
+            return _digest(path)
+        files = sorted(each for each in Path(path).rglob("*") if each.is_file())
+        names = (f"{each.relative_to(path)} {_digest(each)}\n" for each in files)
+        return hashlib.sha256("".join(names).encode("utf-8", "surrogateescape")).hexdigest()
     except OSError:
         return ""
+
+
+def _digest(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def asked(prompt: str, seed: int, recipe: Recipe, picture: str | None = None) -> dict:

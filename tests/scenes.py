@@ -61,3 +61,18 @@ def golden() -> Golden:
 def double(tree):
     """The same in double precision."""
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)
+
+
+def far_ball(n: int = 400) -> Gaussians:
+    """A ball's surface, coloured by place, far away and huge."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(n, 3))
+    x /= np.linalg.norm(x, axis=-1, keepdims=True)
+    known = Gaussians(
+        means=100 + 30 * x,
+        quats=np.tile([1.0, 0, 0, 0], (n, 1)),
+        scales=np.full((n, 3), 3.0),
+        opacities=np.full(n, 0.9),
+        sh=1.2 * x[:, None],
+    )
+    return jax.tree.map(np.float32, known)

@@ -18,6 +18,8 @@ COMMANDS = {
     "generate": "Makes 3D assets from prompts: meshes, turntables and a page that shows them.",
     "sweep": "Makes the assets of a manifest, on all devices; goes on where it was killed.",
     "reconstruct": "Makes 3D assets from pictures, one each.",
+    "fit": "Fits 3D assets to posed photographs, a folder each.",
+    "mesh": "Makes a textured mesh of a file of Gaussians, or of an asset.",
     "export": "Makes meshes, pictures and turntables of finished assets again, at other sizes.",
     "sample": "Draws 2D images from the critic alone: one row a prompt, one column a view.",
     "views": "Draws what a picture shows from other sides, by a critic alone: one row a picture.",

@@ -18,6 +18,8 @@ class Shot(NamedTuple):
     camera: Camera
     look: Look
     render: Render
+    key: Key | None = None
+    """By which the term drew the cameras: who knows them by number draws again."""
 
     @property
     def rgb(self) -> Float[Array, "v H W 3"]:

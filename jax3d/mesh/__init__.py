@@ -1,7 +1,8 @@
 """From a representation to a textured mesh on disk (host side).
 
-The stages, one a file: `extract` (marching cubes), `simplify`, `unwrap`, `bake`, `export`; `hull`,
-what a game asks beside; and `compare`, which holds the result against renders of the field.
+The stages, one a file: `extract` (marching cubes), `simplify`, `unwrap`, `bake` (colours of the
+field) or `paint` (those of pictures), `export`; `hull`, what a game asks beside; and `compare`,
+which holds the result against renders of the field.
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ from jax3d.mesh.extract import (
     silhouette_level,
 )
 from jax3d.mesh.hull import Placement, convex_hull, placement
+from jax3d.mesh.paint import Views, paint, photograph
 from jax3d.mesh.simplify import simplify
 from jax3d.mesh.unwrap import unwrap, unwrap_together
 from jax3d.types import Mesh, Params
@@ -37,6 +39,7 @@ __all__ = [
     "Likeness",
     "MeshConfig",
     "Placement",
+    "Views",
     "bake",
     "build",
     "compare",
@@ -46,6 +49,9 @@ __all__ = [
     "levels",
     "load_glb",
     "of",
+    "paint",
+    "painted",
+    "photograph",
     "placement",
     "sample_density",
     "silhouette_level",
@@ -116,6 +122,25 @@ def levels(representation: Representation, params: Params, config: MeshConfig) -
     return _build(partial(density, params), partial(shade, params), bound, config)
 
 
+def painted(
+    representation: Representation, params: Params, config: MeshConfig, views: Views
+) -> Mesh:
+    """One asset's mesh, within the face budget, whose texture is made from pictures of it.
+
+    So it also shows what a field at a point does not say: colours that depend on the view, in the
+    mean. A representation that is a mesh gives the surface itself. Raises `ValueError` as `of`.
+    """
+    if representation.mesh is not None:
+        surface = representation.mesh(params)
+        surface = simplify(Mesh(surface.vertices, surface.faces), config.faces)
+    elif representation.density is not None:
+        density = partial(_jitted(representation.density), jax.device_put(params))
+        surface = _surface(density, representation.bound, config)
+    else:
+        raise ValueError("the representation has neither a mesh of its own nor a density")
+    return paint(unwrap(surface, config.texture), views, config.texture)
+
+
 def build(density: Field, color: Field, bound: float, config: MeshConfig) -> Mesh:
     """A closed, textured mesh, metres in world axes, of the field in the cube [-bound, bound]^3.
 
@@ -139,6 +164,9 @@ def _compiled(density, color):
         return jnp.concatenate([density(params, x)[:, None], color(params, x)], axis=-1)
 
     return jax.jit(density), jax.jit(shade)
+
+
+_jitted = lru_cache(maxsize=8)(jax.jit)
 
 
 def _build(density, shade, bound, config):

@@ -54,12 +54,19 @@ def bake_together(
             f"{len(colors)} points of the surface; the optimisation has diverged: lower the "
             "learning rate or the guidance scale"
         )
+    shared = filled(colors, pixel, texture)
+    return tuple(mesh.replace(texture=shared) for mesh in meshes)
+
+
+def filled(
+    colors: Float[np.ndarray, "n 3"], pixel: Int[np.ndarray, " n"], texture: int
+) -> Float[np.ndarray, "T T 3"]:
+    """A texture of the colours of some texels; the others repeat the nearest of these."""
     image = np.zeros((texture * texture, 3), np.float32)
     image[pixel] = colors
     covered = np.zeros(texture * texture, bool)
     covered[pixel] = True
-    shared = _dilate(image.reshape(texture, texture, 3), covered.reshape(texture, texture))
-    return tuple(mesh.replace(texture=shared) for mesh in meshes)
+    return _dilate(image.reshape(texture, texture, 3), covered.reshape(texture, texture))
 
 
 def texels(mesh: Mesh, texture: int) -> Fragments:

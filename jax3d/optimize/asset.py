@@ -1,4 +1,5 @@
-"""Distillation of one asset: the pure step, and the stages that the engine runs.
+"""Optimisation of one asset, by a critic or to photographs: the pure step, and the stages that the
+engine runs.
 
 Letters: A assets, v views, k steps of a block.
 
@@ -21,6 +22,7 @@ from jax3d import camera
 from jax3d.bounds import INT32, RISING, Natural, NonNegative, Range, Share
 from jax3d.camera import CameraConfig
 from jax3d.fields.base import Representation, Taken
+from jax3d.guidance import photometric
 from jax3d.guidance.base import Guidance, Shot, Term, scale_gradient
 from jax3d.guidance.losses import of_pictures, weigh
 from jax3d.knobs import Knobs
@@ -106,10 +108,28 @@ def distil(
     return stages(representation, optimizer, shared, config)
 
 
-def stages(
-    representation: Representation, optimizer: Optimizer, shared: Params, config: AssetConfig
+def fit(
+    representation: Representation, guidance: Guidance, config: AssetConfig
 ) -> tuple[Stage, ...]:
-    """An optimisation as the engine runs it: moments and step count go on from stage to stage."""
+    """The stages of a scene that is fitted to photographs, which are its condition."""
+    term = random_views(guidance, config)._replace(
+        cameras=lambda key, cond: photometric.cameras(key, cond, config.views)
+    )
+    optimizer = make(representation, (term,), config)
+    return stages(representation, optimizer, {}, config, watch="photometric")
+
+
+def stages(
+    representation: Representation,
+    optimizer: Optimizer,
+    shared: Params,
+    config: AssetConfig,
+    watch: str = "residual_norm",
+) -> tuple[Stage, ...]:
+    """An optimisation as the engine runs it: moments and step count go on from stage to stage.
+
+    An asset is stopped early by the metric to `watch`, in the last stage.
+    """
 
     def begin(task: Task, left: Left | None) -> AssetState:
         if left is None:
@@ -131,7 +151,7 @@ def stages(
             steps=steps,
             result=lambda state, shared: Left(state.params, state, state.shown),
             shared=shared,
-            watch="residual_norm" if i == len(config.stages) - 1 else None,
+            watch=watch if i == len(config.stages) - 1 else None,
         )
 
     return tuple(of(i, *each) for i, each in enumerate(config.stages))
@@ -216,7 +236,7 @@ def _judge(representation, term: Term, params, own, keys, state, shared, cond, k
     overflow, render = render.overflow, render.replace(overflow=None)
     weight = term.weight(knobs).at(state.step)
     weighed = jax.tree.map(lambda x: scale_gradient(x, weight), render)
-    shot = Shot(state.step, cameras, look, weighed)
+    shot = Shot(state.step, cameras, look, weighed, keys[0])
     scalar, metrics = term.guidance.loss(shared, keys[3], shot, cond, knobs, own)
     if overflow is not None:
         metrics = metrics | {"overflow": jnp.sum(overflow).astype(jnp.float32)}

@@ -71,7 +71,7 @@ def render_mesh(
     without colours is white.
     """
     fine = (size[0] * supersample, size[1] * supersample)
-    pixels, depths = _project(camera, mesh.vertices, fine)
+    pixels, depths = project(camera, mesh.vertices, fine)
     eyes = np.asarray(camera.c2w)[:, :3, 3]
     normals = vertex_normals(mesh.vertices, mesh.faces)
     views = len(eyes)
@@ -134,7 +134,9 @@ def vertex_normals(
     return _unit(summed)[place.reshape(-1)].astype(vertices.dtype)
 
 
-def _project(camera, x, size):
+def project(
+    camera: Camera, x: Float[np.ndarray, "n 3"], size: tuple[int, int]
+) -> tuple[Float[np.ndarray, "v n 2"], Float[np.ndarray, "v n"]]:
     """`camera.project` in NumPy, which need not compile for each mesh's number of vertices."""
     height, width = size
     c2w, fovy = np.asarray(camera.c2w, np.float64), np.asarray(camera.fovy, np.float64)

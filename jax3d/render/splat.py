@@ -186,7 +186,7 @@ def blend(
     table = jnp.take_along_axis(table, order, axis=1)
     extents = jnp.take_along_axis(prints.extents, order, axis=1)
     shown = jnp.take_along_axis(prints.shown[..., None], order, axis=1)[..., 0]
-    room = _room(config, table.shape[1], size)
+    room = room_of(config, table.shape[1], size)
     still = lax.stop_gradient((table[..., :6], extents))
     lists, overflow = tiles.lists_of(*still, shown, size, room)
     nobody = jnp.zeros_like(table[0, :1])
@@ -195,7 +195,8 @@ def blend(
     return Blend(tiles.untiled(values, size), 1 - tiles.untiled(light, size), overflow)
 
 
-def _room(config: SplatConfig, n: int, size: tuple[int, int]) -> int:
+def room_of(config: SplatConfig, n: int, size: tuple[int, int]) -> int:
+    """For how many hits of a view there is room."""
     return min(config.hits or 16 * n + 16384, math.prod(tiles.tiles_of(size)) * n)
 
 

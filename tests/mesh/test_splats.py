@@ -390,7 +390,7 @@ def test_what_is_no_scene_is_not_written(tmp_path, suffix):
     with pytest.raises(ValueError, match="no format of Gaussians"):
         splats.write(tmp_path / "a.obj", one())
     with pytest.raises(ValueError, match="no format of Gaussians"):
-        splats.read(tmp_path / "a.glb")
+        splats.read(tmp_path / "a.obj")
 
 
 @pytest.fixture(scope="module")

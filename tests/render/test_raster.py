@@ -147,7 +147,7 @@ def test_a_mesh_without_colours_is_white(textureless):
 def test_projection_is_the_cameras():
     camera = cameras.orbit(jnp.array([0.3, 2.0]), jnp.array([0.2, -0.4]), 2.0, 0.7)
     x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
-    pixels, depth = raster._project(camera, x, (40, 30))
+    pixels, depth = raster.project(camera, x, (40, 30))
     expected, expected_depth = cameras.project(camera, jnp.asarray(x), (40, 30))
     front = np.asarray(expected_depth) > 0.1
     np.testing.assert_allclose(depth, expected_depth, atol=1e-5)

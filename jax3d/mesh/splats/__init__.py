@@ -12,7 +12,7 @@ turned together. None of the formats has units: they are taken for metres.
 | .ply | by the names of its properties | in INRIA's order | float32 |
 | .splat | yes | yes | 8 bits, degree 0 |
 | .spz | versions 1 to 3 | versions 1 to 3 | 24 bits of position, 8 and fewer of the rest |
-| .glb | no | KHR_gaussian_splatting, release candidate | float32 |
+| .glb | KHR_gaussian_splatting, release candidate | the same | float32 |
 
 Files are not trusted: what a header claims is held against the file's size before anything is
 allocated, and numbers that are not finite are refused.
@@ -21,16 +21,21 @@ allocated, and numbers that are not finite are refused.
 import os
 from pathlib import Path
 
+from jax3d.mesh.splats.axes import Up, stood_up
 from jax3d.mesh.splats.gltf import write_splat_glb
+from jax3d.mesh.splats.gltf_reader import read_splat_glb
 from jax3d.mesh.splats.ply import read_ply, write_ply
 from jax3d.mesh.splats.splat import read_splat, write_splat
 from jax3d.mesh.splats.spz import read_spz, write_spz
 from jax3d.types import Gaussians
 
 __all__ = [
+    "Up",
+    "demand_known",
     "read",
     "read_ply",
     "read_splat",
+    "read_splat_glb",
     "read_spz",
     "write",
     "write_ply",
@@ -39,18 +44,29 @@ __all__ = [
     "write_spz",
 ]
 
-_READERS = {".ply": read_ply, ".splat": read_splat, ".spz": read_spz}
+_READERS = {".ply": read_ply, ".splat": read_splat, ".spz": read_spz, ".glb": read_splat_glb}
 _WRITERS = {".ply": write_ply, ".splat": write_splat, ".spz": write_spz, ".glb": write_splat_glb}
 
 
-def read(path: str | os.PathLike) -> Gaussians:
+def read(path: str | os.PathLike, up: Up | None = None) -> Gaussians:
     """Read a file in the format that its suffix names, in that format's usual axes.
+
+    Where its maker took another of the file's axes for `up`, that one becomes +z.
 
     Raises:
       ValueError: There is no reader for the suffix, or the file is not what it names.
       OSError: It cannot be read.
     """
-    return _of(_READERS, path)(path)
+    found = _of(_READERS, path)(path)
+    if up is None:
+        return found
+    usual = "rdf" if Path(path).suffix.lower() in (".ply", ".splat") else "rub"
+    return stood_up(found, usual, up)
+
+
+def demand_known(path: str | os.PathLike) -> None:
+    """Raises `ValueError` where there is no reader for the suffix."""
+    _of(_READERS, path)
 
 
 def write(path: str | os.PathLike, gaussians: Gaussians) -> None:

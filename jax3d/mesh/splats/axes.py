@@ -23,6 +23,21 @@ _FROM_WORLD = {
     "rdf": np.array([[0.0, 1, 0], [0, 0, -1], [-1, 0, 0]]),
 }
 
+Up = Literal["+x", "-x", "+y", "-y", "+z", "-z"]
+"""Which of a file's axes points up; +y is usual in "rub", -y in "rdf"."""
+
+_FRONTS = {"x": (2, 1), "+y": (2, 1), "-y": (2, -1), "z": (0, 1)}
+"""The axis and sign that is taken for the front, by the one that is up."""
+
+
+def stood_up(gaussians: Gaussians, axes: Axes, up: Up) -> Gaussians:
+    """What was read by a file's usual `axes`, where another of its axes is up."""
+    axis, sign = _FRONTS.get(up) or _FRONTS[up[1]]
+    front, top = sign * np.eye(3)[axis], np.eye(3)["xyz".index(up[1])]
+    top = top if up[0] == "+" else -top
+    from_file = np.stack([front, np.cross(top, front), top])
+    return turned(gaussians, from_file @ _FROM_WORLD[axes])
+
 
 def to_file(gaussians: Gaussians, axes: Axes) -> Gaussians:
     """From world axes to a file's, as float32 on the host."""
