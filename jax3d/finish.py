@@ -91,12 +91,12 @@ class Finisher:
     """Turns one asset's parameters into files; its functions compile once for all assets."""
 
     def __init__(self, recipe: Recipe, field: Representation | None = None):
-        """Prepares the compiled functions of a recipe; `field` is by default the recipe's own.
+        """Prepares the compiled functions of a recipe; `field` is by default what the recipe makes.
 
         A model's may know more: how the model's makers mesh it.
         """
         self.recipe = recipe
-        self.field = recipe.field.build() if field is None else field
+        self.field = recipe.outcome.build() if field is None else field
         size = (recipe.pictures.size,) * 2
         self._picture = jax.jit(
             lambda params, camera, look: self.field.render(params, None, camera, look, size).over(

@@ -110,6 +110,8 @@ def _start(recipe: Recipe, path: epath.PathLike) -> Params:
     if recipe.maker is not None:
         raise ValueError(f"start-from {path}: the recipe's model makes the start of every asset")
     asset = folder.load_asset(path)
+    if asset.recipe.texture is not None:
+        raise ValueError(f"start-from {path}: it is a mesh, from which no field can go on")
     if asset.recipe.field != recipe.field:
         raise ValueError(
             f"start-from {path}: its field is {asset.recipe.field}, and the recipe's is "
@@ -167,9 +169,8 @@ class _Assets:
         """What the engine is told of an asset."""
         job = self.jobs[index]
         own = job.recipe(self.recipe)
-        steps = (*self.opened.steps, *(stage.steps for stage in own.optimize.stages))
         cond = self._condition(job.prompt, own.negative, job.picture)
-        return Task(cond, own.knobs_of(job.seed), steps)
+        return Task(cond, own.knobs_of(job.seed), (*self.opened.steps, *own.lengths))
 
     def find(self, index: int) -> folder.Found | None:
         """What the folder has of an asset."""
@@ -330,8 +331,8 @@ def _write(run: _Run, outcome: Outcome, work: Sequence[int]) -> dict:
         "seconds": {"optimize": track.device_seconds},
     }
     with run.staging(track.index) as local:
-        if track.status == "nonfinite" and track.taken < run.config.block:
-            why = f"step {track.taken} gave numbers that are not finite: there is only its start"
+        why = _failure(run, track)
+        if why is not None:
             made = finish.write_failure(local, about, why, track.history)
         else:
             made = run.finisher.write(
@@ -339,6 +340,20 @@ def _write(run: _Run, outcome: Outcome, work: Sequence[int]) -> dict:
             )
         folder.publish(local, assets.place(track.index))
     return made
+
+
+def _failure(run: _Run, track: engine.Track) -> str | None:
+    """Why an asset has nothing to show, if so."""
+    if track.status == "failed":
+        return track.why
+    if track.status != "nonfinite":
+        return None
+    told = f"step {track.taken} gave numbers that are not finite"
+    if track.taken < run.config.block:
+        return f"{told}: there is only its start"
+    if any(stage.before is not None for stage in run.stages[track.stage + 1 :]):
+        return f"{told}: it never came to be a mesh"
+    return None
 
 
 def _demand_sense(recipe: Recipe, config: EngineConfig, out: epath.PathLike, lose: bool) -> None:
