@@ -19,12 +19,14 @@ recipe = Recipe(
     optimize=AssetConfig(views=4, stages=(StageConfig(200, 32), StageConfig(100, 64))),
     texture=TextureConfig(
         steps=SECOND,
-        size=64,
+        size=128,
         views=4,
+        rate=0.05,
         mesh=MeshConfig(texture=256),
         guidance=SDEditConfig(steps=20),
     ),
     knobs=KnobValues(
+        lr=(1.0, 0.1, SHARE, 1 - SHARE),
         guidance_scale=(10.0, 3.0, SHARE, 0.0),
         t_min=(0.2, 0.1, 0.0, SHARE),
         t_max=(0.98, 0.4, 0.0, SHARE),

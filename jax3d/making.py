@@ -23,7 +23,7 @@ from jax3d.optimize.checkpoint import absolute, demand_storage
 from jax3d.optimize.engine import EngineConfig, Outcome
 from jax3d.optimize.stage import Task, starting_from, step_flops
 from jax3d.priors.base import Critic
-from jax3d.recipe import Recipe
+from jax3d.recipe import Opened, Recipe
 from jax3d.types import Params, Prompt
 
 MERITS = ("r_precision", "name", "color", "azimuth", "similarity")
@@ -95,7 +95,7 @@ def generate(
     assets = _Assets(recipe, opened, jobs, absolute(out), worker, solid, start)
     mine = list(range(len(jobs)) if share is None else share)
     assets.check(mine)
-    run = _Run(assets, config, stop, report, finished)
+    run = _Run(assets, critic, config, stop, report, finished)
     with folder.held(assets.out, worker, wait=wait, alone=overwrite):
         note = _note(assets, config, candidates)
         with folder.claimed(assets.out, note, overwrite=overwrite, worker=worker) as begun:
@@ -187,15 +187,23 @@ class _Assets:
 class _Run:
     """One call of `generate`: its assets, and what is done with those that are finished."""
 
-    def __init__(self, assets: _Assets, config, stop, report, finished):
-        self.assets, self.config = assets, config
+    def __init__(self, assets: _Assets, critic, config, stop, report, finished):
+        self.assets, self.critic, self.config = assets, critic, config
         self.stop, self.report = stop, report
         # Whatever of the program can be refused is refused here, before a folder is claimed.
-        self.stages = assets.opened.stages
-        if assets.start is not None:
-            self.stages = starting_from(self.stages, assets.start)
-        self.finisher = Finisher(assets.recipe, self.stages[-1].representation)
+        self._prepare(assets.recipe, assets.opened)
         self._finished, self._one_at_a_time = finished, threading.Lock()
+
+    def _prepare(self, recipe: Recipe, opened: Opened) -> None:
+        self.recipe, self.stages = recipe, opened.stages
+        if self.assets.start is not None:
+            self.stages = starting_from(self.stages, self.assets.start)
+        self.finisher = Finisher(recipe, self.stages[-1].representation)
+
+    def widen(self) -> None:
+        """Compiles anew with more room; what an asset becomes does not depend on it."""
+        recipe = self.recipe.wider()
+        self._prepare(recipe, recipe.open(self.critic))
 
     def finished(self, about: dict) -> None:
         """Tells of an asset, in one thread at a time."""
@@ -289,17 +297,24 @@ def _sweep(run: _Run, todo: list[int], begun: Callable[[], None]) -> None:
 
     with folder.checkpoints(assets.out, assets.worker, run.config.keep) as (own, others):
         try:
-            engine.run(
-                run.stages,
-                assets.task,
-                todo,
-                passed_on,
-                config=run.config,
-                report=told,
-                checkpoints=own,
-                others=others,
-                stop=run.stop,
-            )
+            while todo:
+                try:
+                    engine.run(
+                        run.stages,
+                        assets.task,
+                        todo,
+                        passed_on,
+                        config=run.config,
+                        report=told,
+                        checkpoints=own,
+                        others=others,
+                        stop=run.stop,
+                    )
+                    return
+                except engine.Overflow as found:
+                    warnings.warn(f"{found}: compiled anew with twice the room", stacklevel=2)
+                run.widen()
+                todo = _mend(run, todo)
         except engine.Interrupted:
             _account(assets, alone=False)
             raise

@@ -161,6 +161,12 @@ class Recipe:
         """The traced knobs of one asset; raises `ValueError` as `KnobValues.traced` does."""
         return self.knobs.traced(seed, self.steps)
 
+    def wider(self) -> "Recipe":
+        """The same recipe with twice the room wherever pictures have a fixed one."""
+        field = self.field.wider() if isinstance(self.field, GaussiansConfig) else self.field
+        texture = None if self.texture is None else self.texture.wider()
+        return dataclasses.replace(self, field=field, texture=texture)
+
     def with_field(self, name: FieldName) -> "Recipe":
         """The same recipe with another field, whose settings are the field's own defaults."""
         return dataclasses.replace(self, field=FIELDS[name]())

@@ -160,6 +160,7 @@ def test_a_missing_config_is_told(tmp_path):
         recipes.load(tmp_path / "none.py")
 
 
+@pytest.mark.slow
 def test_dreamgaussian_goes_through_both_stages(folders, tmp_path):
     recipe = recipes.load("dreamgaussian")
     assert recipe.knobs_of(0).strength.at(500) == pytest.approx(0.2)

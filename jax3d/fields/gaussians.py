@@ -14,7 +14,7 @@ Letters: v views, n places, m points.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -71,6 +71,11 @@ class GaussiansConfig:
     def build(self) -> Representation:
         """The representation."""
         return gaussians(self)
+
+    def wider(self) -> "GaussiansConfig":
+        """The same with twice the room in pictures, for when `Render.overflow` is not 0."""
+        hits = 2 * splat.room(self.splat, self.capacity)
+        return replace(self, splat=replace(self.splat, hits=hits))
 
     def mistake(self) -> str | None:
         """What does not fit together, for `bounds.check`."""

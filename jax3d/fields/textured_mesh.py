@@ -35,9 +35,9 @@ class TexturedMeshConfig:
     """Half side of the cube around the origin that holds the object, metres."""
     supersample: Annotated[int, Range(1, 16)] = 2
     """A pixel is the mean of this number squared of samples, which smooths edges and texels."""
-    room: Count | None = None
-    """Pairs of a face and a sample in its bounding box that there is room for, a view; None: 8 for
-    each sample and 16 for each face."""
+    room: Count = 8
+    """Pairs of a face and a sample in its bounding box that there is room for: so many for each
+    sample of a view, and twice as many for each face."""
     rate: Positive = 0.2
     """Learning rate of the texture (DreamGaussian)."""
 
@@ -136,7 +136,7 @@ def _render(
     del key
     fine = (size[0] * cfg.supersample, size[1] * cfg.supersample)
     still = jax.lax.stop_gradient({k: x for k, x in params.items() if k != "texture"})
-    room = cfg.room or 8 * fine[0] * fine[1] + 16 * len(still["corners"])
+    room = cfg.room * (fine[0] * fine[1] + 2 * len(still["corners"]))
     seen = triangles.visible(camera, still["corners"], fine, room)
     hit = (seen.face >= 0).astype(jnp.float32)
 

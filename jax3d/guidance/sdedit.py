@@ -52,7 +52,8 @@ def sdedit(prior: Prior, config: SDEditConfig | None = None) -> Guidance:
 
     def loss(shared, key, shot, cond, knobs, own):
         del own
-        target = lax.stop_gradient(_repaint(prior, grid, config, shared, key, shot, cond, knobs))
+        shared = lax.stop_gradient(shared)
+        target = _repaint(prior, grid, config, shared, key, shot, cond, knobs)
         error = shot.rgb - target
         value = jnp.mean(error**2)
         return value, {"residual_norm": jnp.sqrt(lax.stop_gradient(value))}
@@ -79,7 +80,7 @@ def _repaint(
 ) -> Float[Array, "v H W 3"]:
     """The pictures of a shot as the critic would have them, of the same size."""
     encode_key, noise_key = jax.random.split(key)
-    rgb = lax.stop_gradient(shot.rgb)
+    rgb = lax.stop_gradient(shot.rgb)  # and with it all that follows
     z = score.encode(prior, shared, encode_key, rgb)
     shape = z.shape[1:] if config.score.shared_noise else z.shape
     noise = jnp.broadcast_to(jax.random.normal(noise_key, shape, z.dtype), z.shape)

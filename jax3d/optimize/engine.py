@@ -140,6 +140,11 @@ class OutOfMemory(Exception):
     """The program does not fit the devices with this many slots."""
 
 
+class Overflow(Exception):
+    """A block's pictures left something out for want of room, and are not gone on from: with more
+    room, its assets go on from their last checkpoint."""
+
+
 class Interrupted(Exception):
     """The run was asked to stop; what it had is in its checkpoints."""
 
@@ -177,6 +182,7 @@ def run(
 
     Raises:
       OutOfMemory: Not even one asset a device fits.
+      Overflow: A step had a metric `overflow` (`Render.overflow`) above 0.
       Interrupted: `stop` said so.
     """
     wanted = list(dict.fromkeys(indices))
@@ -448,6 +454,9 @@ class _Run:
         with _out_of_memory():
             pool.slots, metrics = program(pool.slots, self.program.shared[stage])
             after, healthy, metrics = jax.device_get((pool.slots.step, pool.slots.healthy, metrics))
+        left_out = [rows for name, rows in metrics.items() if name.startswith("overflow")]
+        if any(np.any(rows > 0) for rows in left_out):
+            raise Overflow(f"stage {stage + 1}: pictures had no room for all that is in them")
         seconds = (time.perf_counter() - started) * self.program.mesh.size
         tracks = [track for track in pool.who if track is not None]
         for i, track in enumerate(pool.who):

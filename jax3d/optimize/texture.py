@@ -38,6 +38,8 @@ class TextureConfig:
     """Learning rate of the texture's logits."""
     supersample: Annotated[int, Range(1, 16)] = 2
     """Samples along a pixel's side."""
+    room: Count = 8
+    """As `TexturedMeshConfig.room`."""
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(texture=256))
     """The mesh between the stages, which is the asset's: the recipe's own is not asked."""
     guidance: SDEditConfig = field(default_factory=SDEditConfig)
@@ -49,8 +51,13 @@ class TextureConfig:
             faces=max(self.mesh.faces, 8),
             texture=self.mesh.texture,
             supersample=self.supersample,
+            room=self.room,
             rate=self.rate,
         )
+
+    def wider(self) -> "TextureConfig":
+        """The same with twice the room in pictures, for when `Render.overflow` is not 0."""
+        return dataclasses.replace(self, room=2 * self.room)
 
 
 def stage(

@@ -1,5 +1,6 @@
 """Meshed between two stages, repainted in the last: DreamGaussian's second half."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -13,6 +14,7 @@ from toys import knobs, no_condition, pages
 from jax3d import finish, image, weights
 from jax3d import mesh as meshes
 from jax3d.camera import orbit
+from jax3d.fields.gaussians import GaussiansConfig
 from jax3d.fields.grid import GridConfig
 from jax3d.guidance.base import Shot
 from jax3d.guidance.sdedit import SDEditConfig, first_step, sdedit
@@ -27,6 +29,7 @@ from jax3d.optimize.engine import EngineConfig
 from jax3d.optimize.stage import Host, Left, Task
 from jax3d.optimize.texture import TextureConfig
 from jax3d.priors.gaussian import GaussianData, gaussian
+from jax3d.render.splat import SplatConfig
 from jax3d.types import Look, Ramp, Render
 
 SIZE = 8
@@ -132,7 +135,32 @@ def test_an_asset_is_stopped_and_resumed_at_the_host(outcomes, tmp_path):
             np.testing.assert_array_equal(a, b)
 
 
+def test_what_has_no_room_is_not_gone_on_from():
+    first, last = between(dark)
+
+    def step(state, shared, cond, knobs):
+        state, metrics = first.step(state, shared, cond, knobs)
+        return state, metrics | {"overflow": (state.step == 3).astype(jnp.float32)}
+
+    with pytest.raises(engine.Overflow, match="stage 1"):
+        swept((first._replace(step=step), last), range(2))
+
+
 # ------------------------------------------------------------------------------ recipes
+
+
+@pytest.mark.slow
+def test_a_run_without_room_is_compiled_anew(tmp_path):
+    field = GaussiansConfig(capacity=24, start=24, densify=None)
+    narrow = dataclasses.replace(field, splat=SplatConfig(hits=40))
+    made = []
+    for name, own in (("narrow", narrow), ("wide", field)):
+        recipe = dataclasses.replace(ball_recipe(3), field=own)
+        told = pytest.warns(UserWarning, match="compiled anew with twice the room")
+        with told if name == "narrow" else contextlib.nullcontext():
+            (row,) = generate(recipe, red_ball(), [Job("a red chair")], tmp_path / name)
+        made.append(weights.load_safetensors(tmp_path / name / row["path"] / "params.safetensors"))
+    jax.tree.map(np.testing.assert_array_equal, *made)
 
 
 def textured(steps=3, **mesh):
