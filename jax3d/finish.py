@@ -99,9 +99,7 @@ class Finisher:
         self.field = recipe.outcome.build() if field is None else field
         size = (recipe.pictures.size,) * 2
         self._picture = jax.jit(
-            lambda params, camera, look: self.field.render(params, None, camera, look, size).over(
-                look.background
-            )
+            lambda params, camera, look: self._shown(params, camera, look, size)
         )
         self._around = jax.jit(
             lambda n: cameras.around(n, recipe.pictures.elevation), static_argnums=0
@@ -110,11 +108,26 @@ class Finisher:
         held_out = [s for s in props.specs() if props.is_held_out(s)]
         self._captions = [props.caption(s) for s in held_out]
 
+    def _shown(self, params: Params, camera: Camera, look: Look, size: tuple[int, int]):
+        """Pictures over the look's background, and what was left out of them."""
+        render = self.field.render(params, None, camera, look, size)
+        left_out = 0 if render.overflow is None else render.overflow.sum()
+        return render.over(look.background), left_out
+
     def pictures(self, params: Params, camera: Camera) -> np.ndarray:
-        """`[v, S, S, 3]` over white; one camera at a time, so memory does not grow with v."""
+        """`[v, S, S, 3]` over white; one camera at a time, so memory does not grow with v.
+
+        Raises `ValueError` where a picture has no room for all that is in it.
+        """
         look = Look.albedo()
         one = [jax.tree.map(lambda x, i=i: x[i : i + 1], camera) for i in range(len(camera.fovy))]
-        return np.concatenate([np.asarray(self._picture(params, c, look)) for c in one])
+        shown, left_out = zip(*(self._picture(params, c, look) for c in one), strict=True)
+        if any(left_out):
+            raise ValueError(
+                f"pictures of {self.recipe.pictures.size} pixels have no room for all that is in "
+                "them: raise field.splat.hits of the recipe, or lower pictures.size"
+            )
+        return np.concatenate([np.asarray(picture) for picture in shown])
 
     def mesh(self, params: Params) -> mesh.Mesh:
         """The asset's mesh; raises `ValueError` where it has none."""
