@@ -313,13 +313,18 @@ def export(
       pictures: In place of the recipe's.
 
     Raises:
-      ValueError: `source` holds no whole asset, or `target` is a link.
+      ValueError: `source` holds no whole asset, or a mesh where another one is asked for; or
+        `target` is a link.
       OSError: A folder cannot be read or written.
     """
     source = absolute(source)
     target = source if target is None else absolute(target)
     folders.refuse_links(target.parent, [target.name])
     asset = folders.load_asset(source)
+    if asset.recipe.texture is not None and mesh not in (None, asset.recipe.mesh):
+        raise ValueError(
+            f"{source} is a mesh already, whose texture was trained: it stays as it is"
+        )
     recipe = dataclasses.replace(
         asset.recipe,
         mesh=asset.recipe.mesh if mesh is None else mesh,

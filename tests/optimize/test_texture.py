@@ -165,6 +165,8 @@ def test_a_textured_asset_is_exported_again_and_the_same_among_others(tmp_path):
     views = [image.read_image(at / "views.png") for at in (folder, tmp_path / "again")]
     # Parameters are kept in half precision: samples on an edge may see another face.
     assert np.mean(np.abs(np.subtract(*views))) < 2e-3
+    with pytest.raises(ValueError, match="a mesh already"):
+        finish.export(folder, tmp_path / "other", mesh=MeshConfig(resolution=9))
 
 
 @pytest.mark.slow
