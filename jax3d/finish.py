@@ -91,17 +91,15 @@ class Finisher:
     """Turns one asset's parameters into files; its functions compile once for all assets."""
 
     def __init__(self, recipe: Recipe, field: Representation | None = None):
-        """Prepares the compiled functions of a recipe; `field` is by default the recipe's own.
+        """Prepares the compiled functions of a recipe; `field` is by default what the recipe makes.
 
         A model's may know more: how the model's makers mesh it.
         """
         self.recipe = recipe
-        self.field = recipe.field.build() if field is None else field
+        self.field = recipe.outcome.build() if field is None else field
         size = (recipe.pictures.size,) * 2
         self._picture = jax.jit(
-            lambda params, camera, look: self.field.render(params, None, camera, look, size).over(
-                look.background
-            )
+            lambda params, camera, look: self._shown(params, camera, look, size)
         )
         self._around = jax.jit(
             lambda n: cameras.around(n, recipe.pictures.elevation), static_argnums=0
@@ -110,11 +108,26 @@ class Finisher:
         held_out = [s for s in props.specs() if props.is_held_out(s)]
         self._captions = [props.caption(s) for s in held_out]
 
+    def _shown(self, params: Params, camera: Camera, look: Look, size: tuple[int, int]):
+        """Pictures over the look's background, and what was left out of them."""
+        render = self.field.render(params, None, camera, look, size)
+        left_out = 0 if render.overflow is None else render.overflow.sum()
+        return render.over(look.background), left_out
+
     def pictures(self, params: Params, camera: Camera) -> np.ndarray:
-        """`[v, S, S, 3]` over white; one camera at a time, so memory does not grow with v."""
+        """`[v, S, S, 3]` over white; one camera at a time, so memory does not grow with v.
+
+        Raises `ValueError` where a picture has no room for all that is in it.
+        """
         look = Look.albedo()
         one = [jax.tree.map(lambda x, i=i: x[i : i + 1], camera) for i in range(len(camera.fovy))]
-        return np.concatenate([np.asarray(self._picture(params, c, look)) for c in one])
+        shown, left_out = zip(*(self._picture(params, c, look) for c in one), strict=True)
+        if any(left_out):
+            raise ValueError(
+                f"pictures of {self.recipe.pictures.size} pixels have no room for all that is in "
+                "them: raise field.splat.hits of the recipe, or lower pictures.size"
+            )
+        return np.concatenate([np.asarray(picture) for picture in shown])
 
     def meshes(self, params: Params) -> tuple[mesh.Mesh, ...]:
         """The asset's mesh, and coarser ones if asked; raises `ValueError` where it has none."""
@@ -323,13 +336,18 @@ def export(
       pictures: In place of the recipe's.
 
     Raises:
-      ValueError: `source` holds no whole asset, or `target` is a link.
+      ValueError: `source` holds no whole asset, or a mesh where another one is asked for; or
+        `target` is a link.
       OSError: A folder cannot be read or written.
     """
     source = absolute(source)
     target = source if target is None else absolute(target)
     folders.refuse_links(target.parent, [target.name])
     asset = folders.load_asset(source)
+    if asset.recipe.texture is not None and mesh not in (None, asset.recipe.mesh):
+        raise ValueError(
+            f"{source} is a mesh already, whose texture was trained: it stays as it is"
+        )
     recipe = dataclasses.replace(
         asset.recipe,
         mesh=asset.recipe.mesh if mesh is None else mesh,

@@ -418,7 +418,7 @@ class Asset(NamedTuple):
 
     recipe: Recipe
     params: Params
-    """Of the recipe's representation, float32, from the half precision of the file."""
+    """Of what the recipe makes, float32, from the half precision of the file."""
     record: dict
 
 
@@ -456,7 +456,7 @@ def load_asset(folder: epath.PathLike) -> Asset:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != found["files"][PARAMS]["sha256"]:
             raise ValueError(f"{folder / PARAMS} is damaged: it does not match its checksum")
-        like = jax.eval_shape(recipe.field.build().init, jax.random.key(0))
+        like = jax.eval_shape(recipe.outcome.build().init, jax.random.key(0))
         return Asset(recipe, weights.load_tree(local, like), found)
 
 

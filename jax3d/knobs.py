@@ -44,6 +44,9 @@ class KnobValues:
     """Lower end of the timestep range, as a fraction of the critic's schedule."""
     t_max: Part = (0.98, 0.4)
     """Upper end of the timestep range."""
+    strength: Part = (0.2, 0.05)
+    """Of image-to-image refinement: the share of the critic's schedule that a render is noised by
+    and denoised along."""
     lambda_sds: Weight = (1.0,)
     """Weight of the critic's opinion."""
     lambda_opacity: Weight = (0.0, 0.05)

@@ -23,7 +23,7 @@ from jax3d.optimize.checkpoint import absolute, demand_storage
 from jax3d.optimize.engine import EngineConfig, Outcome
 from jax3d.optimize.stage import Task, starting_from, step_flops
 from jax3d.priors.base import Critic
-from jax3d.recipe import Recipe
+from jax3d.recipe import Opened, Recipe
 from jax3d.types import Params, Prompt
 
 MERITS = ("r_precision", "name", "color", "azimuth", "similarity")
@@ -95,7 +95,7 @@ def generate(
     assets = _Assets(recipe, opened, jobs, absolute(out), worker, solid, start)
     mine = list(range(len(jobs)) if share is None else share)
     assets.check(mine)
-    run = _Run(assets, config, stop, report, finished)
+    run = _Run(assets, critic, config, stop, report, finished)
     with folder.held(assets.out, worker, wait=wait, alone=overwrite):
         note = _note(assets, config, candidates)
         with folder.claimed(assets.out, note, overwrite=overwrite, worker=worker) as begun:
@@ -110,6 +110,8 @@ def _start(recipe: Recipe, path: epath.PathLike) -> Params:
     if recipe.maker is not None:
         raise ValueError(f"start-from {path}: the recipe's model makes the start of every asset")
     asset = folder.load_asset(path)
+    if asset.recipe.texture is not None:
+        raise ValueError(f"start-from {path}: it is a mesh, from which no field can go on")
     if asset.recipe.field != recipe.field:
         raise ValueError(
             f"start-from {path}: its field is {asset.recipe.field}, and the recipe's is "
@@ -167,9 +169,8 @@ class _Assets:
         """What the engine is told of an asset."""
         job = self.jobs[index]
         own = job.recipe(self.recipe)
-        steps = (*self.opened.steps, *(stage.steps for stage in own.optimize.stages))
         cond = self._condition(job.prompt, own.negative, job.picture)
-        return Task(cond, own.knobs_of(job.seed), steps)
+        return Task(cond, own.knobs_of(job.seed), (*self.opened.steps, *own.lengths))
 
     def measure(self, index: int, cond: Any) -> Callable[[Params], dict[str, float]] | None:
         """What is measured of an asset by what it was made from."""
@@ -191,15 +192,23 @@ class _Assets:
 class _Run:
     """One call of `generate`: its assets, and what is done with those that are finished."""
 
-    def __init__(self, assets: _Assets, config, stop, report, finished):
-        self.assets, self.config = assets, config
+    def __init__(self, assets: _Assets, critic, config, stop, report, finished):
+        self.assets, self.critic, self.config = assets, critic, config
         self.stop, self.report = stop, report
         # Whatever of the program can be refused is refused here, before a folder is claimed.
-        self.stages = assets.opened.stages
-        if assets.start is not None:
-            self.stages = starting_from(self.stages, assets.start)
-        self.finisher = Finisher(assets.recipe, self.stages[-1].representation)
+        self._prepare(assets.recipe, assets.opened)
         self._finished, self._one_at_a_time = finished, threading.Lock()
+
+    def _prepare(self, recipe: Recipe, opened: Opened) -> None:
+        self.recipe, self.stages = recipe, opened.stages
+        if self.assets.start is not None:
+            self.stages = starting_from(self.stages, self.assets.start)
+        self.finisher = Finisher(recipe, self.stages[-1].representation)
+
+    def widen(self) -> None:
+        """Compiles anew with more room; what an asset becomes does not depend on it."""
+        recipe = self.recipe.wider()
+        self._prepare(recipe, recipe.open(self.critic))
 
     def finished(self, about: dict) -> None:
         """Tells of an asset, in one thread at a time."""
@@ -293,17 +302,24 @@ def _sweep(run: _Run, todo: list[int], begun: Callable[[], None]) -> None:
 
     with folder.checkpoints(assets.out, assets.worker, run.config.keep) as (own, others):
         try:
-            engine.run(
-                run.stages,
-                assets.task,
-                todo,
-                passed_on,
-                config=run.config,
-                report=told,
-                checkpoints=own,
-                others=others,
-                stop=run.stop,
-            )
+            while todo:
+                try:
+                    engine.run(
+                        run.stages,
+                        assets.task,
+                        todo,
+                        passed_on,
+                        config=run.config,
+                        report=told,
+                        checkpoints=own,
+                        others=others,
+                        stop=run.stop,
+                    )
+                    return
+                except engine.Overflow as found:
+                    warnings.warn(f"{found}: compiled anew with twice the room", stacklevel=2)
+                run.widen()
+                todo = _mend(run, todo)
         except engine.Interrupted:
             _account(assets, alone=False)
             raise
@@ -335,8 +351,8 @@ def _write(run: _Run, outcome: Outcome, work: Sequence[int]) -> dict:
         "seconds": {"optimize": track.device_seconds},
     }
     with run.staging(track.index) as local:
-        if track.status == "nonfinite" and track.taken < run.config.block:
-            why = f"step {track.taken} gave numbers that are not finite: there is only its start"
+        why = _failure(run, track)
+        if why is not None:
             made = finish.write_failure(local, about, why, track.history)
         else:
             cond = assets.task(track.index).cond
@@ -352,6 +368,20 @@ def _write(run: _Run, outcome: Outcome, work: Sequence[int]) -> dict:
             )
         folder.publish(local, assets.place(track.index))
     return made
+
+
+def _failure(run: _Run, track: engine.Track) -> str | None:
+    """Why an asset has nothing to show, if so."""
+    if track.status == "failed":
+        return track.why
+    if track.status != "nonfinite":
+        return None
+    told = f"step {track.taken} gave numbers that are not finite"
+    if track.taken < run.config.block:
+        return f"{told}: there is only its start"
+    if any(stage.before is not None for stage in run.stages[track.stage + 1 :]):
+        return f"{told}: it never came to be a mesh"
+    return None
 
 
 def _demand_sense(recipe: Recipe, config: EngineConfig, out: epath.PathLike, lose: bool) -> None:

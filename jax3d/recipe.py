@@ -5,11 +5,12 @@ The defaults are the recipe of the embedded critic; a file of `configs/` holds a
 """
 
 import dataclasses
+import itertools
 import runpy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import jax
 
@@ -39,9 +40,10 @@ from jax3d.models.open import DiskConfig
 from jax3d.models.pictured import PicturedConfig
 from jax3d.models.props_lrm import LrmConfig
 from jax3d.models.props_native import NativeConfig
-from jax3d.optimize import asset
+from jax3d.optimize import asset, texture
 from jax3d.optimize.asset import AssetConfig, StageConfig
 from jax3d.optimize.stage import Stage, as_stage, told
+from jax3d.optimize.texture import TextureConfig
 from jax3d.priors.base import Critic
 from jax3d.types import Condition, Params, Prompt
 
@@ -58,6 +60,13 @@ class Pictures:
     """Degrees."""
 
 
+Field = TriplaneConfig | MlpConfig | GridConfig | NerstfConfig | GaussiansConfig
+"""What represents an asset while it is distilled."""
+
+FieldName = Literal["triplane", "mlp", "grid", "nerstf", "gaussians"]
+FIELDS = dict(zip(get_args(FieldName), get_args(Field), strict=True))
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How an asset is made."""
@@ -65,15 +74,16 @@ class Recipe:
     maker: NativeConfig | LrmConfig | PicturedConfig | DiskConfig | None = None
     """The model that makes the asset, or the start of its distillation; None starts from a fresh
     field."""
-    field: (
-        TriplaneConfig | MlpConfig | GridConfig | DecodedConfig | NerstfConfig | GaussiansConfig
-    ) = dataclasses.field(default_factory=TriplaneConfig)
+    field: Field | DecodedConfig = dataclasses.field(default_factory=TriplaneConfig)
     optimize: AssetConfig = dataclasses.field(default_factory=AssetConfig)
     guidance: (
         SDSConfig | CSDConfig | NFSDConfig | ISMConfig | HiFAConfig | VSDConfig | PhotometricConfig
     ) = dataclasses.field(default_factory=lambda: SDSConfig(score=ScoreConfig(view_words="none")))
     """How the critic's opinion becomes a gradient, or that the asset is fitted to photographs. The
     embedded critic is told the camera itself, so the prompt needs no view words."""
+    texture: TextureConfig | None = None
+    """The last stage: mesh what was made, and let the critic repaint its texture; None leaves the
+    field as it is."""
     knobs: KnobValues = dataclasses.field(default_factory=KnobValues)
     negative: Text = ""
     """Negative prompt, in place of the unconditional one; NFSD compares with it instead."""
@@ -81,9 +91,20 @@ class Recipe:
     pictures: Pictures = dataclasses.field(default_factory=Pictures)
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """Steps of each stage in which a critic is asked."""
+        distilling = tuple(stage.steps for stage in self.optimize.stages)
+        return distilling if self.texture is None else (*distilling, self.texture.steps)
+
+    @property
     def steps(self) -> int:
-        """Steps of distillation, all stages together."""
-        return sum(stage.steps for stage in self.optimize.stages)
+        """Of all these together."""
+        return sum(self.lengths)
+
+    @property
+    def outcome(self) -> Any:
+        """The config of what its assets are in the end, with a `build()`."""
+        return self.field if self.texture is None else self.texture.representation
 
     def open(self, critic: Critic | None) -> "Opened":
         """The recipe in working order.
@@ -102,10 +123,10 @@ class Recipe:
 
         def ask(prompt: Prompt) -> Condition | None:
             own = dataclasses.replace(self, negative=prompt.negative)
-            return own.condition(critic, prompt.text) if self.steps else None
+            return own.condition(critic, prompt.text) if self.lengths else None
 
-        distilling = self.build(critic) if self.steps else ()
-        makers = [critic] if self.steps else []
+        distilling = self.build(critic) if self.lengths else ()
+        makers = [critic] if self.lengths else []
         if self.maker is None:
             return _opened(distilling, ask, (), makers)
         model = self.maker.build(critic)
@@ -122,17 +143,19 @@ class Recipe:
         """Whether it takes a critic at all."""
         if isinstance(self.guidance, PhotometricConfig):
             return False
-        return self.steps > 0 or (self.maker is not None and self.maker.asks_critic)
+        return bool(self.lengths) or (self.maker is not None and self.maker.asks_critic)
 
     def build(self, critic: Critic) -> tuple[Stage, ...]:
-        """The stages of distillation by a critic."""
-        return asset.distil(
-            self.field.build(),
-            critic.prior,
-            self.guidance.build(critic),
-            critic.params,
-            self.optimize,
+        """The stages in which a critic is asked."""
+        field = self.field.build()
+        distilling = asset.distil(
+            field, critic.prior, self.guidance.build(critic), critic.params, self.optimize
         )
+        if self.texture is None:
+            return distilling
+        # An asset that stopped at a plateau would be left without its mesh.
+        distilling = tuple(stage._replace(watch=None) for stage in distilling)
+        return (*distilling, texture.stage(field, critic, self.texture, self.optimize))
 
     def condition(self, critic: Critic, prompt: str) -> Condition:
         """What the critic is asked of a prompt; raises `ValueError` where it cannot read it."""
@@ -146,6 +169,16 @@ class Recipe:
     def knobs_of(self, seed: int) -> Knobs:
         """The traced knobs of one asset; raises `ValueError` as `KnobValues.traced` does."""
         return self.knobs.traced(seed, self.steps)
+
+    def wider(self) -> "Recipe":
+        """The same recipe with twice the room wherever pictures have a fixed one."""
+        field = self.field.wider() if isinstance(self.field, GaussiansConfig) else self.field
+        texture = None if self.texture is None else self.texture.wider()
+        return dataclasses.replace(self, field=field, texture=texture)
+
+    def with_field(self, name: FieldName) -> "Recipe":
+        """The same recipe with another field, whose settings are the field's own defaults."""
+        return dataclasses.replace(self, field=FIELDS[name]())
 
     def made_by(self, path: str, dtype: str = "float32", views: str = "") -> "Recipe":
         """The same recipe with a model from disk, its field and its guidance, and no distillation.
@@ -184,15 +217,17 @@ class Recipe:
                 f"steps is {steps}, and this recipe distils nothing that could be stretched: "
                 "--refine K adds K steps"
             )
-        stages, done, before = [], 0, 0
-        for stage in self.optimize.stages:
-            before += stage.steps
-            until = round(before * steps / self.steps)
-            stages.append(StageConfig(until - done, stage.size))
-            done = until
-        return dataclasses.replace(
-            self, optimize=dataclasses.replace(self.optimize, stages=tuple(stages))
+        ends = [round(end * steps / self.steps) for end in itertools.accumulate(self.lengths)]
+        lengths = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+        stages = tuple(
+            StageConfig(length, stage.size)
+            for length, stage in zip(lengths, self.optimize.stages, strict=False)
         )
+        optimize = dataclasses.replace(self.optimize, stages=stages)
+        if self.texture is None:
+            return dataclasses.replace(self, optimize=optimize)
+        own = dataclasses.replace(self.texture, steps=lengths[-1])
+        return dataclasses.replace(self, optimize=optimize, texture=own)
 
 
 class Opened(NamedTuple):
@@ -232,8 +267,11 @@ def _opened(stages, condition, steps, makers: Sequence[Critic | Model]) -> Opene
 def _fitting(recipe: Recipe) -> Opened:
     """A recipe that fits scenes to their photographs."""
     sizes = {stage.size for stage in recipe.optimize.stages}
-    if recipe.maker is not None or not recipe.steps:
-        raise ValueError("a recipe that fits photographs has steps, and no model before them")
+    if recipe.maker is not None or not recipe.steps or recipe.texture is not None:
+        raise ValueError(
+            "a recipe that fits photographs has steps, no model before them, and no texture that a "
+            "critic repaints"
+        )
     size, guidance = max(sizes), recipe.guidance
     if odd := [each for each in sorted(sizes) if size % each]:
         raise ValueError(f"optimize.stages: pictures of {size} pixels cannot be halved to {odd[0]}")

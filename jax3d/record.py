@@ -5,8 +5,8 @@ The status of an asset is one of
 - `done`: it took all its steps;
 - `plateau`: it was stopped early, since it did not get better any more;
 - `nonfinite`: a step gave numbers that are not finite; it is delivered as it was before;
-- `failed`: that happened before it was anything but its start. It has no files beside the record,
-  and no place among the results.
+- `failed`: that happened before it was anything but its start, or there was no surface where it was
+  to become a mesh. It has no files beside the record, and no place among the results.
 
 A recipe is written with the kind of each of its parts, and can be read back.
 """

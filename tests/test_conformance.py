@@ -27,6 +27,7 @@ from jax3d.guidance.hifa import hifa
 from jax3d.guidance.ism import ism
 from jax3d.guidance.nfsd import nfsd
 from jax3d.guidance.score import ScoreConfig
+from jax3d.guidance.sdedit import SDEditConfig, sdedit
 from jax3d.guidance.sds import SDSConfig, sds
 from jax3d.guidance.vsd import SecondCritic, vsd
 from jax3d.mesh import cubes
@@ -129,6 +130,7 @@ GUIDANCES = {
     "nfsd": nfsd,
     "ism": ism,
     "hifa": hifa,
+    "sdedit": lambda p: sdedit(p, SDEditConfig(steps=5)),
     "vsd": lambda p: vsd(p, SecondCritic(lambda key: jnp.ones(3), second)),
 }
 

@@ -16,11 +16,14 @@ from jax3d.guidance.nfsd import NFSDConfig
 from jax3d.guidance.sds import SDSConfig
 from jax3d.guidance.vsd import VSDConfig
 from jax3d.knobs import KnobValues
+from jax3d.making import generate
+from jax3d.manifest import Job
+from jax3d.mesh import MeshConfig
 from jax3d.optimize.asset import AssetConfig, StageConfig
 from jax3d.optimize.stage import Task
 from jax3d.priors import embedded
 from jax3d.priors.open import open_critic
-from jax3d.recipe import Recipe
+from jax3d.recipe import Pictures, Recipe
 from jax3d.types import Prompt
 
 
@@ -155,3 +158,25 @@ def test_bad_configs_are_told_by_name(tmp_path, text, message):
 def test_a_missing_config_is_told(tmp_path):
     with pytest.raises(ValueError, match=r"none\.py: there is no such file"):
         recipes.load(tmp_path / "none.py")
+
+
+@pytest.mark.slow
+def test_dreamgaussian_goes_through_both_stages(folders, tmp_path):
+    recipe = recipes.load("dreamgaussian")
+    assert recipe.knobs_of(0).strength.at(500) == pytest.approx(0.2)
+    assert recipe.knobs_of(0).t_max.at(250) == pytest.approx(0.5)
+    small = MeshConfig(resolution=12, faces=60, texture=16, level=1e-3)
+    field = dataclasses.replace(recipe.field, capacity=32, start=24, bound=0.8)
+    texture = dataclasses.replace(recipe.texture, steps=1, size=8, mesh=small)
+    optimize = dataclasses.replace(recipe.optimize, stages=(StageConfig(1, 8),))
+    recipe = dataclasses.replace(
+        recipe,
+        field=field,
+        optimize=optimize,
+        texture=texture,
+        pictures=Pictures(size=8, frames=0),
+    )
+    critic = open_critic(str(folders / "sd15"))
+    (row,) = generate(recipe, critic, [Job("a cat")], tmp_path / "out")
+    assert (row["status"], row["steps"]) == ("done", 2)
+    assert (tmp_path / "out" / row["path"] / "mesh.glb").exists()

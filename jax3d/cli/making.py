@@ -19,7 +19,7 @@ from jax3d.manifest import Job
 from jax3d.optimize import engine
 from jax3d.optimize.engine import EngineConfig
 from jax3d.optimize.parallel import host_cores
-from jax3d.recipe import Recipe
+from jax3d.recipe import FieldName, Recipe
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -41,6 +41,9 @@ class Making:
     config: Annotated[str | None, tyro.conf.arg(aliases=["--recipe"])] = None
     """Recipe to start from: the name of a packaged one, such as distil or native (`jax3d configs`
     lists them), or a Python file; other options override it."""
+    field: FieldName | None = None
+    """What represents the assets, in place of the recipe's field; the new one's options then go by
+    --field.capacity and the like."""
     seed: Seed = 0
     """Of the first asset; the others count on from it."""
     steps: Count | None = None

@@ -18,7 +18,7 @@ from jax3d.cli.signals import Stop
 from jax3d.fields.gaussians import GaussiansConfig, from_gaussians
 from jax3d.mesh import MeshConfig, Views, compare, load_glb, painted, photograph, splats, write_glb
 from jax3d.mesh.splats.placed import Placed, placed
-from jax3d.render.splat import room_of
+from jax3d.render import splat
 from jax3d.types import Camera, Look, Params
 
 UNSEEN = 8
@@ -133,7 +133,7 @@ def _photographed(source: Source, camera: Camera, size: int) -> Views:
     if not views.overflow:
         return views
     own = source.config.splat
-    room = room_of(own, source.config.capacity, (size, size)) + views.overflow
+    room = splat.room(own, source.config.capacity) + views.overflow
     config = dataclasses.replace(source.config, splat=dataclasses.replace(own, hits=room))
     return photograph(config.build(), source.params, camera, size)
 

@@ -15,7 +15,8 @@ def read(kind: type, argv: list[str], prog: str) -> Any:
 
     Args:
       kind: The dataclass of a command's options. Where it has a `config`, that names a file whose
-        `recipe` takes the place of the default one before any other option is read.
+        `recipe` takes the place of the default one before any other option is read; where it has a
+        `field`, that names the kind of the recipe's field, whose own options are then read.
       argv: Without the command itself.
       prog: What the command is called.
 
@@ -24,13 +25,8 @@ def read(kind: type, argv: list[str], prog: str) -> Any:
       ValueError: The config cannot be had, or a value is out of its bounds.
     """
     default = kind()
-    named = _config(default, argv, prog) if hasattr(default, "config") else None
-    if named is not None:
-        # Imported here: a command without a recipe does not wait for JAX.
-        from jax3d import recipe
-
-        loaded = recipe.load(named, type(default.recipe))
-        default = dataclasses.replace(default, recipe=loaded)
+    if hasattr(default, "config"):
+        default = _chosen(default, argv, prog)
     found = parse(default, argv, prog)
     bounds.check(found)
     return dataclasses.replace(found, argv=tuple(argv)) if hasattr(found, "argv") else found
@@ -41,14 +37,16 @@ def parse(default: Any, argv: list[str], prog: str) -> Any:
     return tyro.cli(type(default), args=argv, prog=prog, default=default, config=RULES)
 
 
-def _config(default: Any, argv: list[str], prog: str) -> str | None:
-    """What `--config` names, as the parser itself understands the arguments.
+def _chosen(default: Any, argv: list[str], prog: str) -> Any:
+    """The default options, of which `--config` and `--field` have chosen the recipe.
 
-    So neither a prompt, nor the value of another option, nor anything after `--` is ever run. What
-    the parser does not know yet may be an option of the config's own choices.
+    They are found as the parser itself understands the arguments: so neither a prompt, nor the
+    value of another option, nor anything after `--` is ever run. What the parser does not know yet
+    may be an option of the choices themselves.
     """
-    if not any(argument.partition("=")[0] in ("--config", "--recipe") for argument in argv):
-        return None
+    choices = ("--config", "--recipe", "--field")
+    if not any(argument.partition("=")[0] in choices for argument in argv):
+        return default
     found, _ = tyro.cli(
         type(default),
         args=argv,
@@ -58,4 +56,12 @@ def _config(default: Any, argv: list[str], prog: str) -> str | None:
         add_help=False,
         config=RULES,
     )
-    return found.config
+    # Imported here: a command without a recipe does not wait for JAX.
+    from jax3d import recipe
+
+    chosen = default.recipe
+    if found.config is not None:
+        chosen = recipe.load(found.config, type(chosen))
+    if getattr(found, "field", None) is not None:
+        chosen = chosen.with_field(found.field)
+    return dataclasses.replace(default, recipe=chosen)

@@ -14,7 +14,7 @@ Letters: v views, n places, m points.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -71,6 +71,11 @@ class GaussiansConfig:
     def build(self) -> Representation:
         """The representation."""
         return gaussians(self)
+
+    def wider(self) -> "GaussiansConfig":
+        """The same with twice the room in pictures, for when `Render.overflow` is not 0."""
+        hits = 2 * splat.room(self.splat, self.capacity)
+        return replace(self, splat=replace(self.splat, hits=hits))
 
     def mistake(self) -> str | None:
         """What does not fit together, for `bounds.check`."""
@@ -261,7 +266,7 @@ def _render(
         prints = prints._replace(means2d=measured)
     rgb = jnp.minimum(prints.rgb, 1.0)
     if cfg.normals:
-        rgb = shading.shade(rgb, prints.normals, _per_view(look, len(rgb)))
+        rgb = shading.shade(rgb, prints.normals, shading.per_view(look, len(rgb)))
     channels = [rgb, prints.depths[..., None], *([prints.normals] if cfg.normals else [])]
     values, alpha, overflow = splat.blend(prints, jnp.concatenate(channels, -1), size, cfg.splat)
     return Render(
@@ -271,16 +276,6 @@ def _render(
         normal=values[..., 4:] if cfg.normals else jnp.zeros_like(values[..., :3]),
         orient=jnp.zeros_like(alpha),  # the normals are on the camera's side
         overflow=overflow,
-    )
-
-
-def _per_view(look: Look, views: int) -> Look:
-    """A look of one or of `v` views, for each of these."""
-    return Look(
-        background=jnp.broadcast_to(look.background, (views, 3)),
-        ambient=jnp.broadcast_to(look.ambient, (views,)),
-        textureless=jnp.broadcast_to(look.textureless, (views,)),
-        light=jnp.broadcast_to(look.light, (views, 3)),
     )
 
 

@@ -30,7 +30,7 @@ from jax3d.optimize.parallel import Over, Slot
 from jax3d.optimize.stage import Left, Stage, State, Task, abstract_states, step_flops
 from jax3d.types import Params
 
-Status = Literal["running", "done", "plateau", "nonfinite"]
+Status = Literal["running", "done", "plateau", "nonfinite", "failed"]
 
 MOST = 64
 """Slots a device, unless more are asked for."""
@@ -93,6 +93,8 @@ class Track:
     device_seconds: float = 0.0
     """Time of the blocks it was in, times devices, over the assets that shared them."""
     status: Status = "running"
+    why: str = ""
+    """What the host said of an asset that failed between two stages."""
 
     @property
     def taken(self) -> int:
@@ -138,6 +140,11 @@ class OutOfMemory(Exception):
     """The program does not fit the devices with this many slots."""
 
 
+class Overflow(Exception):
+    """A block's pictures left something out for want of room, and are not gone on from: with more
+    room, its assets go on from their last checkpoint."""
+
+
 class Interrupted(Exception):
     """The run was asked to stop; what it had is in its checkpoints."""
 
@@ -175,6 +182,7 @@ def run(
 
     Raises:
       OutOfMemory: Not even one asset a device fits.
+      Overflow: A step had a metric `overflow` (`Render.overflow`) above 0.
       Interrupted: `stop` said so.
     """
     wanted = list(dict.fromkeys(indices))
@@ -322,6 +330,7 @@ class _Run:
         self.waiting = [deque() for _ in program.stages]
         self.pools = [_Pool(None, [None] * slots) for _ in program.stages]
         self.finishing: dict[int, tuple[Track, State, Future]] = {}
+        self.between: dict[int, tuple[Track, State, Future]] = {}
         self.safe, self.finished, self.report = safe, finished, report
         self.checkpoints, self.stop = checkpoints, stop
         self.blocks, self.saved_at = 0, time.monotonic()
@@ -337,6 +346,7 @@ class _Run:
                 self.advance(stage)
                 self.blocks += 1
                 self.collect(at_most=2 * len(self.pools[0].who))
+                self.go_on(at_most=2 * len(self.pools[0].who))
                 if self.stop():
                     self.save()
                     raise Interrupted
@@ -349,7 +359,13 @@ class _Run:
             self.writers.shutdown(wait=True, cancel_futures=True)
 
     def next_stage(self) -> int | None:
-        """Fills the pools and names the one to run; None when all is done."""
+        """Names the pool to run; None when all is done."""
+        while (stage := self.full_pool()) is None and self.between:
+            self.go_on(at_most=len(self.between) - 1)
+        return stage
+
+    def full_pool(self) -> int | None:
+        """Fills the pools and names the one to run; None where none can be."""
         self.admit()  # what takes no steps of the first stage waits for a later one
         for stage in reversed(range(len(self.pools))):
             self.fill(stage)
@@ -357,6 +373,7 @@ class _Run:
             more = bool(self.queue) or any(
                 self.waiting[s] or any(self.pools[s].who) for s in before
             )
+            more |= any(track.stage in before for track, _, _ in self.between.values())
             if any(pool.who) and (all(pool.who) or not more):
                 return stage
         return None
@@ -393,9 +410,13 @@ class _Run:
                 track.status = "done"
                 break
             left = self.program.result(track.stage, state)
-            track.stage, track.step = track.stage + 1, 0
-            track.best, track.stale = None, 0
-            state = self.program.start(track.stage, self.task(track.index), left)
+            before = self.program.stages[track.stage + 1].before
+            if before is not None:
+                state = jax.device_get(state)
+                future = self.writers.submit(before.run, jax.device_get(left))
+                self.between[track.index] = (track, state, future)
+                return
+            state = self.enter(track, left)
         if track.status == "running":
             self.waiting[track.stage].append((track, state))
             return
@@ -403,6 +424,26 @@ class _Run:
         outcome = Outcome(track, left.params, left.shown)
         future = self.writers.submit(self.finished, outcome)
         self.finishing[track.index] = (track, jax.device_get(state), future)
+
+    def enter(self, track: Track, left: Left) -> State:
+        """Begins the next stage of an asset."""
+        track.stage, track.step = track.stage + 1, 0
+        track.best, track.stale = None, 0
+        return self.program.start(track.stage, self.task(track.index), left)
+
+    def go_on(self, at_most: int) -> None:
+        """Sends on assets that the host is done with, and waits while it has more than so many."""
+        for index, (track, state, future) in list(self.between.items()):
+            if not future.done() and len(self.between) <= at_most:
+                continue
+            try:
+                left = future.result()
+            except ValueError as error:
+                track.status, track.why = "failed", str(error)
+            else:
+                state = self.enter(track, left)
+            del self.between[index]
+            self.route(track, state)
 
     def advance(self, stage: int) -> None:
         """Runs one block of a pool and moves on the assets that are done with it."""
@@ -413,6 +454,9 @@ class _Run:
         with _out_of_memory():
             pool.slots, metrics = program(pool.slots, self.program.shared[stage])
             after, healthy, metrics = jax.device_get((pool.slots.step, pool.slots.healthy, metrics))
+        left_out = [rows for name, rows in metrics.items() if name.startswith("overflow")]
+        if any(np.any(rows > 0) for rows in left_out):
+            raise Overflow(f"stage {stage + 1}: pictures had no room for all that is in them")
         seconds = (time.perf_counter() - started) * self.program.mesh.size
         tracks = [track for track in pool.who if track is not None]
         for i, track in enumerate(pool.who):
@@ -462,7 +506,8 @@ class _Run:
         if not self.checkpoints:
             return
         rows = [(track, state) for each in self.waiting for track, state in each]
-        rows += [(track, state) for track, state, _ in self.finishing.values()]
+        held = (*self.finishing.values(), *self.between.values())
+        rows += [(track, state) for track, state, _ in held]
         for pool in self.pools:
             if any(pool.who):
                 states = jax.device_get(pool.slots.state)

@@ -44,7 +44,7 @@ class Left(NamedTuple):
 
 Start = Callable[[Task, Left | None], State]
 """`start(task, left) -> state`; `left` is None in the first stage. It is traced: what must run on
-the host does so by `jax.pure_callback`."""
+the host is a `Host`."""
 
 Step = Callable[[State, Params, Any, Knobs], tuple[State, dict[str, Array]]]
 """`step(state, shared, cond, knobs) -> (state, metrics)`: pure, of one asset; metrics are
@@ -52,6 +52,17 @@ scalars."""
 
 Result = Callable[[State, Params], Left]
 """`result(state, shared) -> left`, after any number of steps."""
+
+
+class Host(NamedTuple):
+    """Work of the host between two stages, such as meshing: it may run programs of its own, which
+    a callback from within a program may not."""
+
+    run: Callable[[Left], Left]
+    """`run(left) -> left`, by what the asset left alone. It runs in a thread beside others; what it
+    raises as a `ValueError` fails its asset and no other."""
+    like: Callable[[Left], Left]
+    """The shapes of what it makes, from the shapes of what it is given."""
 
 
 class Stage(NamedTuple):
@@ -67,6 +78,8 @@ class Stage(NamedTuple):
     """Frozen weights: replicated once, an argument, never differentiated."""
     watch: str | None = None
     """The metric whose plateau ends an asset early."""
+    before: Host | None = None
+    """What becomes of what the stage before left, before `start` has it."""
 
 
 INIT = 2**32 - 1
@@ -122,6 +135,8 @@ def abstract_states(stages: Sequence[Stage], task: Task) -> list[State]:
     """The shapes of the state that each stage has of an asset."""
     states, left = [], None
     for stage in stages:
+        if stage.before is not None:
+            left = stage.before.like(left)
         states.append(jax.eval_shape(stage.start, task, left))
         left = jax.eval_shape(stage.result, states[-1], stage.shared)
     return states

@@ -19,6 +19,16 @@ def shade(
     return (albedo + white * (1 - albedo)) * light[..., None]
 
 
+def per_view(look: Look, views: int) -> Look:
+    """A look of one or of `v` views, for each of these."""
+    return Look(
+        background=jnp.broadcast_to(look.background, (views, 3)),
+        ambient=jnp.broadcast_to(look.ambient, (views,)),
+        textureless=jnp.broadcast_to(look.textureless, (views,)),
+        light=jnp.broadcast_to(look.light, (views, 3)),
+    )
+
+
 def per_ray(look: Look, rays: Rays) -> Look:
     """Broadcast a look of one or of `v` views to the flat rays of `[v, H, W]`."""
     shape = rays.origins.shape[:-1]

@@ -186,18 +186,22 @@ def blend(
     table = jnp.take_along_axis(table, order, axis=1)
     extents = jnp.take_along_axis(prints.extents, order, axis=1)
     shown = jnp.take_along_axis(prints.shown[..., None], order, axis=1)[..., 0]
-    room = room_of(config, table.shape[1], size)
+    most = _room(config, table.shape[1], size)
     still = lax.stop_gradient((table[..., :6], extents))
-    lists, overflow = tiles.lists_of(*still, shown, size, room)
+    lists, overflow = tiles.lists_of(*still, shown, size, most)
     nobody = jnp.zeros_like(table[0, :1])
     flat = jnp.concatenate([table.reshape(-1, table.shape[-1]), nobody])
     values, light = _walk(config.plan or plan(), size, flat, lists)
     return Blend(tiles.untiled(values, size), 1 - tiles.untiled(light, size), overflow)
 
 
-def room_of(config: SplatConfig, n: int, size: tuple[int, int]) -> int:
-    """For how many hits of a view there is room."""
-    return min(config.hits or 16 * n + 16384, math.prod(tiles.tiles_of(size)) * n)
+def room(config: SplatConfig, n: int) -> int:
+    """Pairs of a tile and one of n Gaussians that a view has room for."""
+    return config.hits or 16 * n + 16384
+
+
+def _room(config: SplatConfig, n: int, size: tuple[int, int]) -> int:
+    return min(room(config, n), math.prod(tiles.tiles_of(size)) * n)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

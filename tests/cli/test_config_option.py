@@ -3,6 +3,8 @@
 import pytest
 
 from jax3d import cli, config_files, recipe
+from jax3d.fields.gaussians import GaussiansConfig
+from jax3d.fields.grid import GridConfig
 from jax3d.recipe import Recipe
 from jax3d.train.prior import PriorTraining
 
@@ -172,3 +174,14 @@ def test_options_override_the_config(tmp_path):
     assert options.recipe.knobs.lr == (3.0,)
     assert options.recipe.knobs.guidance_scale == (7.0, 9.0)
     assert options.recipe.negative == "a blue chair"
+
+
+def test_a_field_is_chosen_by_its_name_and_has_its_own_options():
+    argv = ["--config", "fast", "--field", "gaussians", "--field.capacity", "64"]
+    _, options = cli.parse(["generate", "a cat", *argv, "--field.start", "32"])
+    assert options.recipe.field == GaussiansConfig(capacity=64, start=32)
+    assert options.recipe.optimize == recipe.load("fast").optimize
+    _, options = cli.parse(["sweep", "jobs.csv", "--field=grid"])
+    assert options.recipe.field == GridConfig()
+    assert exit_code(["generate", "a cat", "--field", "polygons"]) == 2
+    assert exit_code(["generate", "a cat", "--field", "grid", "--field.capacity", "64"]) == 2

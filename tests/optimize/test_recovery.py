@@ -8,6 +8,7 @@ from toys import knobs, no_condition, optimizer, run_block
 
 from jax3d import camera
 from jax3d.camera import CameraConfig, orbit
+from jax3d.fields.gaussians import GaussiansConfig, gaussians
 from jax3d.fields.triplane import TriplaneConfig, triplane
 from jax3d.guidance.sds import sds
 from jax3d.optimize.asset import AssetConfig, StageConfig
@@ -47,16 +48,26 @@ def distances(a, b):
     return np.min(np.linalg.norm(a[:, None] - b, axis=-1), axis=1)
 
 
+def planes(resolution):
+    return triplane(TriplaneConfig(resolution=resolution, channels=8, coarse=16, samples=24))
+
+
+SPLATS = gaussians(GaussiansConfig(capacity=768, start=512, radius=0.7))
+
+
 @pytest.mark.parametrize(
-    ("size", "resolution", "steps"),
-    [(16, 16, 140), pytest.param(24, 32, 300, marks=pytest.mark.slow)],
+    ("field", "lr", "size", "steps"),
+    [
+        pytest.param(planes(16), 2.0, 16, 140, id="triplane"),
+        pytest.param(planes(32), 2.0, 24, 300, id="fine-triplane", marks=pytest.mark.slow),
+        pytest.param(SPLATS, 1.0, 24, 300, id="gaussians", marks=pytest.mark.slow),
+    ],
 )
-def test_sds_recovers_the_object_of_the_empirical_critic(size, resolution, steps):
+def test_sds_recovers_the_object_of_the_empirical_critic(field, lr, size, steps):
     show = jax.jit(photograph, static_argnums=1)
     known = ring(jnp.radians(jnp.arange(72) * 5.0))
     data = EmpiricalData(show(known, size), known, jnp.zeros(72, jnp.int32))
     prior = empirical(size)
-    field = triplane(TriplaneConfig(resolution=resolution, channels=8, coarse=16, samples=24))
     config = AssetConfig(
         camera=CameraConfig(
             elevation=(ELEVATION, ELEVATION),
@@ -73,10 +84,10 @@ def test_sds_recovers_the_object_of_the_empirical_critic(size, resolution, steps
     init, step = optimizer(field, sds(prior), config)
     knob = knobs(
         0,
-        lr=Ramp.of(2.0, 0.1, begin=steps / 3, steps=steps * 2 / 3),
+        lr=Ramp.of(lr, 0.1, begin=steps / 3, steps=steps * 2 / 3),
         guidance_scale=1.0,
         t_max=Ramp.of(0.98, 0.3, steps=steps),
-    )
+    ).replace(steps=jnp.float32(steps))
     one = (jax.tree.map(lambda x: x[None], x) for x in (jax.jit(init)(knob), no_condition(5), knob))
     states, conds, numbers = one
     states, _ = run_block(step, steps, size)(states, data, conds, numbers)
