@@ -146,6 +146,19 @@ def squared(
     Raises:
       ValueError: all of it is transparent.
     """
+    square = _on_square(picture, share)
+    return square[..., :3] + background * (1 - square[..., 3:])
+
+
+def framed(picture: Float[Host, "H W c"], share: float, side: int) -> Float[np.ndarray, "s s 4"]:
+    """The same on a square of nothing, `side` pixels: straight colours, and coverage."""
+    small = resize(_on_square(picture, share), (side, side))
+    small[..., :3] /= np.maximum(small[..., 3:], 1e-4)
+    return np.clip(small, 0.0, 1.0)
+
+
+def _on_square(picture, share) -> Float[np.ndarray, "n n 4"]:
+    """As `squared`, colours times coverage, and coverage, which is 0 where there is nothing."""
     alpha = picture[..., 3] if picture.shape[-1] == 4 else np.ones(picture.shape[:2], picture.dtype)
     room = 1.0
     if alpha.min() < 1.0:
@@ -156,10 +169,10 @@ def squared(
         picture, alpha, room = picture[cut], alpha[cut], share
     height, width = alpha.shape
     side = max(height, width, int(max(height, width) / room))
-    square = np.full((side, side, 3), background, np.float32)
+    square = np.zeros((side, side, 4), np.float32)
     top, left = (side - height) // 2, (side - width) // 2
-    over = picture[..., :3] * alpha[..., None] + background * (1 - alpha[..., None])
-    square[top : top + height, left : left + width] = over
+    part = square[top : top + height, left : left + width]
+    part[..., :3], part[..., 3] = picture[..., :3] * alpha[..., None], alpha
     return square
 
 

@@ -49,6 +49,8 @@ class KnobValues:
     and denoised along."""
     lambda_sds: Weight = (1.0,)
     """Weight of the critic's opinion."""
+    lambda_known: Weight = (1.0,)
+    """Weight of a given picture's own view (`guidance.known_view`)."""
     lambda_opacity: Weight = (0.0, 0.05)
     """Binary entropy of alpha: pushes every pixel to opaque or empty."""
     lambda_sparsity: Weight = (0.0,)

@@ -27,6 +27,7 @@ from jax3d.fields.triplane import TriplaneConfig
 from jax3d.guidance.csd import CSDConfig
 from jax3d.guidance.hifa import HiFAConfig
 from jax3d.guidance.ism import ISMConfig
+from jax3d.guidance.known_view import KnownViewConfig
 from jax3d.guidance.nfsd import NFSDConfig
 from jax3d.guidance.photometric import PhotometricConfig
 from jax3d.guidance.score import ScoreConfig
@@ -81,6 +82,9 @@ class Recipe:
     ) = dataclasses.field(default_factory=lambda: SDSConfig(score=ScoreConfig(view_words="none")))
     """How the critic's opinion becomes a gradient, or that the asset is fitted to photographs. The
     embedded critic is told the camera itself, so the prompt needs no view words."""
+    known: KnownViewConfig | None = None
+    """That the asset looks like the given picture from where that was taken, beside the guidance of
+    a critic that is told it; None where there is no picture."""
     texture: TextureConfig | None = None
     """The last stage: mesh what was made, and let the critic repaint its texture; None leaves the
     field as it is."""
@@ -123,7 +127,9 @@ class Recipe:
 
         def ask(prompt: Prompt) -> Condition | None:
             own = dataclasses.replace(self, negative=prompt.negative)
-            return own.condition(critic, prompt.text) if self.lengths else None
+            # A model's picture is the model's alone: the critic goes by the words.
+            given = prompt.image if self.maker is None else None
+            return own.condition(critic, prompt.text, given) if self.lengths else None
 
         distilling = self.build(critic) if self.lengths else ()
         makers = [critic] if self.lengths else []
@@ -149,7 +155,12 @@ class Recipe:
         """The stages in which a critic is asked."""
         field = self.field.build()
         distilling = asset.distil(
-            field, critic.prior, self.guidance.build(critic), critic.params, self.optimize
+            field,
+            critic.prior,
+            self.guidance.build(critic),
+            critic.params,
+            self.optimize,
+            () if self.known is None else (self.known.build(),),
         )
         if self.texture is None:
             return distilling
@@ -157,14 +168,23 @@ class Recipe:
         distilling = tuple(stage._replace(watch=None) for stage in distilling)
         return (*distilling, texture.stage(field, critic, self.texture, self.optimize))
 
-    def condition(self, critic: Critic, prompt: str) -> Condition:
+    def condition(self, critic: Critic, prompt: str, picture: Any = None) -> Condition:
         """What the critic is asked of a prompt; raises `ValueError` where it cannot read it."""
-        asked = critic.condition(Prompt(prompt, self.negative))
+        elevation = 0.0 if self.known is None else self.known.elevation
+        wanted = Prompt(prompt, self.negative, picture, elevation)
+        asked = critic.condition(wanted)
+        if picture is not None and asked.given is None:
+            raise ValueError(
+                f"{critic.name} reads no picture: take a recipe whose model does, such as "
+                "reconstruct, or a critic that does, such as Zero123"
+            )
+        if self.known is not None and asked.given is None:
+            raise ValueError("this recipe goes by a picture (known), and there is none")
         if not isinstance(self.guidance, NFSDConfig):
             return asked
         if not self.negative:
             raise ValueError("NFSD compares with a negative prompt: give one by --negative")
-        return critic.condition(Prompt(prompt)).replace(negative=asked.null)
+        return critic.condition(wanted._replace(negative="")).replace(negative=asked.null)
 
     def knobs_of(self, seed: int) -> Knobs:
         """The traced knobs of one asset; raises `ValueError` as `KnobValues.traced` does."""
@@ -267,10 +287,11 @@ def _opened(stages, condition, steps, makers: Sequence[Critic | Model]) -> Opene
 def _fitting(recipe: Recipe) -> Opened:
     """A recipe that fits scenes to their photographs."""
     sizes = {stage.size for stage in recipe.optimize.stages}
-    if recipe.maker is not None or not recipe.steps or recipe.texture is not None:
+    extra = {recipe.maker, recipe.known, recipe.texture} - {None}
+    if extra or not recipe.steps:
         raise ValueError(
-            "a recipe that fits photographs has steps, no model before them, and no texture that a "
-            "critic repaints"
+            "a recipe that fits photographs has steps, and neither a maker, nor a known view, nor "
+            "a texture that a critic repaints"
         )
     size, guidance = max(sizes), recipe.guidance
     if odd := [each for each in sorted(sizes) if size % each]:

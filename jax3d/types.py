@@ -189,6 +189,8 @@ class Condition:
     where no words tell the view."""
     negative: Cond | None = None
     """No leading axis: what the image shall not be, beside the null text (NFSD)."""
+    given: Float[Numbers, "*A s s 4"] | None = None
+    """The picture at hand as the camera `plain.source` sees it, straight sRGB and coverage."""
 
 
 @struct.dataclass

@@ -93,8 +93,9 @@ def distil(
     guidance: Guidance,
     shared: Params,
     config: AssetConfig,
+    others: Sequence[Term] = (),
 ) -> tuple[Stage, ...]:
-    """The stages of an asset under one critic, a resolution each.
+    """The stages of an asset under one critic, a resolution each, and `others` beside it.
 
     Raises:
       ValueError: The views do not fit a critic that looks at several together.
@@ -104,7 +105,7 @@ def distil(
             f"views={config.views}: this critic looks at {prior.views} views together; "
             f"take a multiple of {prior.views}"
         )
-    optimizer = make(representation, (random_views(guidance, config),), config)
+    optimizer = make(representation, (random_views(guidance, config), *others), config)
     return stages(representation, optimizer, shared, config)
 
 

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from jax3d import diffusion, image, weights
@@ -28,9 +27,6 @@ from jax3d.priors.mvdream import VIEWS, camera_vectors
 from jax3d.priors.stable_diffusion import Network
 from jax3d.types import Cond, Condition, Params, Prompt
 from jax3d.weights import Flat, WeightsError, to_flax
-
-SHARE = 0.85
-"""Of the picture that a cut-out object spans."""
 
 
 def picture_network(unet: UNet2DConditionModel, pixel: bool) -> Network:
@@ -99,7 +95,7 @@ def picture_reader(eye: Eye, read_text):
     def condition(prompt: Prompt) -> Condition:
         if prompt.image is None:
             raise ValueError("this critic judges by a picture beside the text: give it one")
-        square = image.squared(np.asarray(prompt.image, np.float32), SHARE, 1.0)
+        given, square = zero123.cut_out(prompt.image, eye.size)
         small = clip_image.picture(square, eye.tower.config.image_size)
         seen, unseen, latents = look(small, image.resize(square, (eye.size, eye.size)))
         read = read_text(prompt)
@@ -115,7 +111,7 @@ def picture_reader(eye: Eye, read_text):
         source = zero123.source(prompt.elevation)
         plain = beside(read.plain, seen, latents).replace(source=source)
         null = beside(read.null, unseen, jnp.zeros_like(latents)).replace(source=source)
-        return Condition(plain=plain, null=null)
+        return Condition(plain=plain, null=null, given=jnp.asarray(given))
 
     return condition
 

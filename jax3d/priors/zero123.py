@@ -131,19 +131,28 @@ def picture_reader(eye: Eye):
     def condition(prompt: Prompt) -> Condition:
         if prompt.image is None:
             raise ValueError("this critic judges by a picture: give it one (--image)")
-        square = image.squared(np.asarray(prompt.image, np.float32), SHARE, 1.0)
+        given, square = cut_out(prompt.image, eye.size)
         small = clip_image.picture(square, eye.tower.config.image_size)
-        coded = image.resize(square, (eye.size, eye.size))
-        tokens, latents = look(small[None], coded[None])
+        tokens, latents = look(small[None], image.resize(square, (eye.size, eye.size))[None])
         plain = Cond(tokens[0], image=latents[0], source=source(prompt.elevation))
         null = plain.replace(tokens=jnp.zeros_like(plain.tokens), image=jnp.zeros_like(plain.image))
-        return Condition(plain=plain, null=null)
+        return Condition(plain=plain, null=null, given=jnp.asarray(given))
 
     return condition
 
 
 SHARE = 0.85
 """Of the picture that a cut-out object spans."""
+
+
+def cut_out(picture: Any, side: int) -> tuple[Float[np.ndarray, "s s 4"], np.ndarray]:
+    """A person's picture as the camera of `source` sees it, and on a white square of its own size.
+
+    Transparency is believed; without, the object is cut out of a plain ground. Raises `ValueError`
+    where the ground is not plain or nothing stands on it.
+    """
+    rgba = image.cut_out(np.asarray(picture, np.float32))
+    return image.framed(rgba, SHARE, side), image.squared(rgba, SHARE, 1.0)
 
 
 # Folders.

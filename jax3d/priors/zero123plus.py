@@ -191,7 +191,8 @@ def _reader(eye: Eye):
     def condition(prompt: Prompt) -> Told:
         if prompt.image is None:
             raise ValueError("Zero123++ draws views of a picture: give it one")
-        square = image.squared(np.asarray(prompt.image, np.float32), SHARE, GREY)
+        rgba = image.cut_out(np.asarray(prompt.image, np.float32))
+        square = image.squared(rgba, SHARE, GREY)
         small = clip_image.picture(square, eye.tower.config.image_size)
         return look(small, image.resize(square, (eye.side, eye.side)))
 
