@@ -330,6 +330,17 @@ def _size(path: epath.Path) -> int | None:
         return None
 
 
+def names(out: epath.Path) -> list[str]:
+    """The folders of assets that have a record, in order; links are none."""
+    return sorted(
+        path.name
+        for path in within(out)
+        if _OWN.fullmatch(path.name)
+        and (is_url(path) or not os.path.islink(path))
+        and (path / record.NAME).exists()
+    )
+
+
 def records(out: epath.Path, names: Iterable[str]) -> dict[str, dict]:
     """The records of those folders that have a sound one, by folder."""
     found = {}

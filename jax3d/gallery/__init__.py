@@ -60,6 +60,11 @@ def slug(prompt: str, index: int) -> str:
     return f"{index:04d}-{words[:48].strip('-') or 'asset'}"
 
 
+def is_safe(name: str) -> bool:
+    """Whether a folder of this name may stand in a page's addresses; those of `slug` may."""
+    return _FOLDER.fullmatch(name) is not None
+
+
 def write_gallery(
     out_dir: epath.PathLike, assets: Sequence[Asset], title: str = "jax3d assets"
 ) -> epath.Path:
@@ -71,7 +76,7 @@ def write_gallery(
     out_dir = epath.Path(out_dir)
     folders = [asset["folder"] for asset in assets]
     for folder in folders:
-        if not _FOLDER.fullmatch(folder):
+        if not is_safe(folder):
             raise ValueError(
                 f"{folder!r} is no safe folder name; use jax3d.gallery.slug(prompt, i)"
             )
