@@ -25,6 +25,7 @@ COMMANDS = {
     "train native": "Trains the embedded native generator; goes on from its own checkpoint.",
     "train lrm": "Trains the embedded reconstructor; goes on from its own checkpoint.",
     "train scorer": "Trains the scorer and writes its report card.",
+    "doctor": "Tells devices, versions, memory and extras, and what to install.",
     "configs": "Lists the recipes that ship with the package, for --config.",
 }
 """What each command does: the first line of its `Options`."""
