@@ -19,6 +19,7 @@ COMMANDS = {
     "sweep": "Makes the assets of a manifest, on all devices; goes on where it was killed.",
     "reconstruct": "Makes 3D assets from pictures, one each.",
     "export": "Makes meshes, pictures and turntables of finished assets again, at other sizes.",
+    "serve": "Serves a folder's page to this machine alone, and saves what is chosen there.",
     "pack": "Packs kept assets for a studio: meshes by name, thumbnails, a catalog.",
     "sample": "Draws 2D images from the critic alone: one row a prompt, one column a view.",
     "train prior": "Trains the embedded critic; goes on from its own checkpoint.",

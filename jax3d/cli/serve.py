@@ -1,0 +1,35 @@
+"""`jax3d serve`."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from jax3d.bounds import Range
+from jax3d.cli import terminal
+from jax3d.cli.signals import Stop
+
+
+@dataclass(frozen=True)
+class Options:
+    """Serves a folder's page to this machine alone, and saves what is chosen there."""
+
+    folder: tyro.conf.Positional[str] = ""
+    """Of the assets: the --out of what made them. A run that is at work there may go on."""
+    port: Annotated[int, Range(0, 65535)] = 0
+    """Of 127.0.0.1; 0 is any that is free."""
+
+
+def run(options: Options, stop: Stop) -> int:
+    """Serves until a signal ends it: every choice that was confirmed is on disk by then."""
+    del stop
+    if not options.folder:
+        raise ValueError("no folder: give that of the assets, such as out")
+    # Imported here: help does not wait for JAX.
+    from jax3d import desk, folder
+
+    served = desk.Desk(options.folder)
+    with folder.held(served.out, "desk", wait=False), desk.Server(served, options.port) as server:
+        terminal.say(f"open {server.url} (Ctrl-C ends it)")
+        server.serve_forever()
+    return 0
