@@ -8,7 +8,9 @@ token that only that person is told:
     GET  /TOKEN/FOLDER/NAME           a file of an asset, of those that the page shows
     GET  /TOKEN/choices?since=N       the choices that were changed after revision N
     POST /TOKEN/choices               one choice
-    POST /TOKEN/queue                 more assets like one, into `queue.jsonl`
+    POST /TOKEN/queue                 more assets like one, into the queue
+    POST /TOKEN/run                   begins, pauses or cancels the sweep of the queue (`batches`)
+    GET  /TOKEN/more/001/...          all of this of what a sweep has made
 
 Nothing else has an address, so no path can lead out of the folder, and links are not followed. A
 request that another page could have made is refused by its Host, Origin or content type: a page
@@ -26,7 +28,7 @@ import socket
 import stat
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,14 +36,12 @@ from typing import Annotated, Any
 from etils import epath
 
 from jax3d import bounds, choices, finish, folder, gallery, manifest
+from jax3d.batches import MORE, Batches
 from jax3d.bounds import Count, Range
 from jax3d.choices import Choice
 
-QUEUE = "queue.jsonl"
 MOST_BODY = 1 << 16
 """Bytes of a request's body."""
-MOST_QUEUED = 10_000
-"""Lines of `queue.jsonl`."""
 PATIENCE = 20.0
 """Seconds for which a connection may be silent."""
 
@@ -69,12 +69,18 @@ class Refused(Exception):
 class Desk:
     """What is asked of a folder; its methods may be called from several threads."""
 
-    def __init__(self, out: epath.PathLike):
-        """Raises `ValueError` where `out` is no folder, or its choices cannot be read."""
+    def __init__(self, out: epath.PathLike, sweep: Sequence[str] | None = None):
+        """A desk of the folder `out`, whose queue is swept with these options, if any.
+
+        Raises `ValueError` where it is no folder, or its choices cannot be read.
+        """
         self.out = epath.Path(out)
         if folder.is_url(out) or not self.out.is_dir():
             raise ValueError(f"{out} is no folder of this machine: give the --out of what was made")
+        self.sweep = sweep
+        self.batches = Batches(self.out, sweep)
         self._one_at_a_time = threading.Lock()
+        self._more: dict[str, Desk] = {}
         self.choices()
 
     def choices(self) -> dict[str, Choice]:
@@ -92,14 +98,15 @@ class Desk:
         return gallery.page(self.out, finish.page_of(records), self.out.absolute().name, found)
 
     def since(self, revision: int) -> dict[str, Any]:
-        """The choices that are newer than a revision, and the newest's; at 0 all of them."""
+        """The choices that are newer than a revision (at 0 all), the newest's, and the queue."""
         found = self.choices()
         newer = {
             name: choice._asdict()
             for name, choice in found.items()
             if choice.revision > revision or not revision
         }
-        return {"choices": newer, "latest": choices.latest(found)}
+        latest = choices.latest(found)
+        return {"choices": newer, "latest": latest, "queue": self.batches.state()}
 
     def choose(self, body: Mapping) -> dict[str, Any]:
         """Saves one choice: `asset`, `choice`, `note`, and the `revision` that the person saw.
@@ -119,7 +126,7 @@ class Desk:
             choices.write(self.out / choices.NAME, found)
         return {"now": found.get(name, Choice())._asdict()}
 
-    def more(self, body: Mapping) -> dict[str, Any]:
+    def queue(self, body: Mapping) -> dict[str, Any]:
         """Queues assets like one: `asset`, how many `seeds`, and `steps` or null for the recipe's.
 
         Seeds count on from the greatest that the prompt has here or in the queue. Raises `Refused`.
@@ -128,28 +135,40 @@ class Desk:
         _demand(bounds.check_value, body["seeds"], Annotated[int, Range(1, 256)], "seeds")
         _demand(bounds.check_value, body["steps"], Count | None, "steps")
         name = self._asset(body["asset"])
+        records = folder.records(self.out, folder.names(self.out))
+        fields = self._fields(name, records[name])
+        steps = {} if body["steps"] is None else {"steps": body["steps"]}
         with self._one_at_a_time:
-            folder.refuse_links(self.out, [QUEUE])
-            path = self.out / QUEUE
-            jobs = manifest.read(path) if path.exists() else []
-            if len(jobs) + body["seeds"] > MOST_QUEUED:
-                raise Refused(400, f"{QUEUE} has {len(jobs)} lines; it holds {MOST_QUEUED}")
-            records = folder.records(self.out, folder.names(self.out))
-            fields = self._fields(name, records[name])
+            jobs = self.batches.waiting()
             used = [r["seed"] for r in records.values() if r["prompt"] == records[name]["prompt"]]
             used += [job.seed for job in jobs if job.prompt == fields.get("prompt", "")]
-            try:
-                seeds = manifest.seeds(max(used) + 1, body["seeds"])
-                lines = [{**fields, "seed": seed} for seed in seeds]
-                if body["steps"] is not None:
-                    lines = [{**line, "steps": body["steps"]} for line in lines]
-                manifest.grid(**{key: [value] for key, value in lines[-1].items()})
-            except ValueError as error:
-                raise Refused(400, str(error)) from None
-            text = path.read_text(encoding="utf-8") if jobs else ""
-            text = "".join([text, *(json.dumps(line) + "\n" for line in lines)])
-            _write(path, text)
-        return {"queued": len(jobs) + len(lines), "seeds": [seeds[0], seeds[-1]]}
+            seeds = _demand(manifest.seeds, max(used) + 1, body["seeds"])
+            lines = [{**fields, **steps, "seed": seed} for seed in seeds]
+            queued = _demand(self.batches.add, lines)
+        return {"queued": queued, "seeds": [seeds[0], seeds[-1]]}
+
+    def run(self, body: Mapping) -> dict[str, Any]:
+        """Does what a page asks of the queue: to `start`, to `pause` or to `cancel`.
+
+        Raises `Refused`.
+        """
+        _demand_keys(body, "do")
+        acts = {"start": self.batches.start, "pause": self.batches.pause}
+        acts["cancel"] = self.batches.cancel
+        if not isinstance(body["do"], str) or body["do"] not in acts:
+            raise Refused(400, f"expected to do one of {', '.join(acts)}")
+        _demand(acts[body["do"]])
+        return self.batches.state()
+
+    def more_of(self, name: str) -> "Desk":
+        """The desk of a batch; raises `Refused` (404) where there is none."""
+        with self._one_at_a_time:
+            if name not in self._more:
+                out = self.out / MORE / name
+                if not out.is_dir() or any(map(os.path.islink, (out, out.parent))):
+                    raise Refused(404, "there is no such batch here")
+                self._more[name] = Desk(out, self.sweep)
+            return self._more[name]
 
     def _fields(self, name: str, about: Mapping) -> dict[str, Any]:
         """What a manifest's line says of an asset like this one, seed and steps aside."""
@@ -164,7 +183,7 @@ class Desk:
         return asked | ({"negative": negative} if negative else {}) | about["knobs"]
 
     def _asset(self, name: Any) -> str:
-        if not isinstance(name, str) or name not in folder.names(self.out):
+        if not isinstance(name, str) or not folder.is_asset(self.out, name):
             raise Refused(404, "there is no such asset here")
         return name
 
@@ -208,9 +227,10 @@ def _demand_keys(body: Mapping, *names: str) -> None:
         raise Refused(400, f"expected an object of {', '.join(names)}")
 
 
-def _demand(check, *arguments) -> None:
+def _demand(act, *arguments) -> Any:
+    """What an act returns; what it refuses is the request's mistake."""
     try:
-        check(*arguments)
+        return act(*arguments)
     except ValueError as error:
         raise Refused(400, str(error)) from None
 
@@ -244,9 +264,11 @@ class Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
+_NAME = r"[A-Za-z0-9._-]"
 _PATH = re.compile(
-    r"/([A-Za-z0-9_-]{1,100})/(?:([A-Za-z0-9._-]*)|([A-Za-z0-9._-]+)/([A-Za-z0-9._-]+))"
+    rf"/[A-Za-z0-9_-]{{1,100}}((?:/{MORE}/[0-9]{{3,9}}){{0,8}})/(?:({_NAME}*)|({_NAME}+)/({_NAME}+))"
 )
+"""The token, batches of batches, and a file, or a folder and a file."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -300,17 +322,19 @@ class _Handler(BaseHTTPRequestHandler):
         if token is None or not secrets.compare_digest(token[1], self.server.token):
             raise Refused(403, "the address lacks the token: take the one that jax3d serve told")
 
-    def _address(self) -> tuple[str, str, str]:
-        """The two parts of an address after the token, and its query."""
+    def _address(self) -> tuple[Desk, str, str, str]:
+        """Whose an address is, its two parts after that, and its query."""
         path, _, query = self.path.partition("?")
         found = _PATH.fullmatch(path)
         if found is None:
             raise Refused(404, "there is no such address")
-        where, name = (found[3], found[4]) if found[3] else ("", found[2])
-        return where, name, query
-
-    def _get(self, where: str, name: str, query: str):
+        batches, alone, where, name = found.groups()
         desk = self.server.desk
+        for each in re.findall("[0-9]+", batches):
+            desk = desk.more_of(each)
+        return (desk, where, name, query) if where else (desk, "", alone, query)
+
+    def _get(self, desk: Desk, where: str, name: str, query: str):
         if where:
             return desk.file(where, name)
         if name in ("", "index.html"):
@@ -323,8 +347,8 @@ class _Handler(BaseHTTPRequestHandler):
             return _json(desk.since(int(since[1])))
         raise Refused(404, "there is no such address")
 
-    def _post(self, where: str, name: str, query: str):
-        act = {"choices": self.server.desk.choose, "queue": self.server.desk.more}.get(name)
+    def _post(self, desk: Desk, where: str, name: str, query: str):
+        act = {"choices": desk.choose, "queue": desk.queue, "run": desk.run}.get(name)
         if where or query or act is None:
             raise Refused(404, "there is no such address")
         return _json(act(self._body()))

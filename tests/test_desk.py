@@ -10,9 +10,10 @@ import socket
 import threading
 
 import pytest
+from browser import NEEDS_CHROMIUM, browse
 from made_assets import write_asset
 
-from jax3d import choices, desk, folder, gallery, manifest
+from jax3d import batches, choices, desk, folder, gallery, manifest
 from jax3d.choices import Choice
 
 TOKEN = "the-token"
@@ -93,7 +94,7 @@ def test_the_page_runs_its_own_script_and_no_other(server):
     assert not re.search(r"<[^>]+\son[a-z]+=", page)
     data = json.loads(re.search(r'application/json">(.*?)</script>', page, re.S)[1])
     assert [asset["prompt"] for asset in data["assets"]] == PROMPTS
-    assert data["desk"] == {"choices": {}, "latest": 0}
+    assert data["desk"]["choices"] == {}
     assert headers["Cache-Control"] == "no-store"
     assert headers["Referrer-Policy"] == "no-referrer"
 
@@ -132,10 +133,9 @@ def test_two_tabs_do_not_lose_a_choice(server, out):
     assert status == 409
     assert answer["now"] == {"choice": "keep", "note": "", "revision": 1}
     assert "changed elsewhere" in answer["error"]
-    assert since(server, 1) == {
-        "choices": {NAMES[1]: {"choice": "reject", "note": "", "revision": 2}},
-        "latest": 2,
-    }
+    news = since(server, 1)
+    assert news["choices"] == {NAMES[1]: {"choice": "reject", "note": "", "revision": 2}}
+    assert news["latest"] == 2
     assert choose(server, NAMES[0], "reject", revision=1)[0] == 200
 
 
@@ -174,7 +174,7 @@ def test_more_like_one_are_lines_of_a_manifest(server, out):
         {"queued": 2, "seeds": [2, 3]},  # the prompt has 0 and 1
     )
     assert post(server, "queue", asset=NAMES[1], seeds=1, steps=800)[1]["seeds"] == [4, 4]
-    jobs = manifest.read(out / desk.QUEUE)
+    jobs = manifest.read(out / batches.QUEUE)
     assert [(job.prompt, job.seed, job.steps) for job in jobs] == [
         ("a red chair", 2, None),
         ("a red chair", 3, None),
@@ -188,9 +188,9 @@ def test_more_like_one_has_its_knobs_and_its_picture(tmp_path):
     shown = write_asset(tmp_path, 1, "a photo", picture="ab" * 32)
     (tmp_path / shown / "picture.png").touch()
     made = desk.Desk(tmp_path)
-    made.more({"asset": name, "seeds": 1, "steps": None})
-    made.more({"asset": shown, "seeds": 1, "steps": None})
-    first, second = manifest.read(tmp_path / desk.QUEUE)
+    made.queue({"asset": name, "seeds": 1, "steps": None})
+    made.queue({"asset": shown, "seeds": 1, "steps": None})
+    first, second = manifest.read(tmp_path / batches.QUEUE)
     assert (first.negative, first.knobs) == ("blurry", {"guidance_scale": (30.0, 10.0)})
     assert (second.prompt, second.picture) == ("", str(tmp_path / shown / "picture.png"))
 
@@ -357,7 +357,7 @@ def test_what_is_no_choice_is_refused(server, out, body, status):
 def test_what_cannot_be_queued_is_refused(server, out, changes):
     body = {"asset": NAMES[0], "seeds": 1, "steps": None} | changes
     assert ask(server, "POST", f"/{TOKEN}/queue", body)[0] == 400
-    assert not (out / desk.QUEUE).exists()
+    assert not (out / batches.QUEUE).exists()
 
 
 def test_a_form_of_another_page_is_refused(server, out):
@@ -368,16 +368,36 @@ def test_a_form_of_another_page_is_refused(server, out):
 
 def test_nothing_is_written_or_read_through_links(server, out):
     victim = out.parent / "secret.json"
-    for name in (choices.NAME, desk.QUEUE):
+    for name in (choices.NAME, batches.QUEUE):
         (out / name).symlink_to(victim)
     assert choose(server, NAMES[0], "keep")[0] == 500
     assert post(server, "queue", asset=NAMES[0], seeds=1, steps=None)[0] == 500
-    for name in (choices.NAME, desk.QUEUE):
+    for name in (choices.NAME, batches.QUEUE):
         (out / name).unlink()
         (out / f"{name}.new").symlink_to(victim)
     assert choose(server, NAMES[0], "keep")[0] == 200
     assert post(server, "queue", asset=NAMES[0], seeds=1, steps=None)[0] == 200
     assert victim.read_text() == '"secret"'
+
+
+def test_what_a_sweep_has_made_has_a_desk_of_its_own(server, out, made):
+    shutil.copytree(made, out / "more" / "001")
+    (out / "more" / "002").symlink_to(out.parent)
+    status, _, content = ask(server, "GET", f"/{TOKEN}/more/001/{NAMES[0]}/mesh.glb")
+    assert (status, content) == (200, (made / NAMES[0] / "mesh.glb").read_bytes())
+    assert ask(server, "GET", f"/{TOKEN}/more/001/")[0] == 200
+    assert post(server, "more/001/choices", **BODY)[0] == 200
+    assert choices.read(out / "more" / "001" / choices.NAME) == {NAMES[0]: Choice("keep", "", 1)}
+    assert not (out / choices.NAME).exists()
+    for path in ("more/002/", "more/003/", "more/001", "more/..%2f/", "more/../", "more/1/"):
+        assert ask(server, "GET", f"/{TOKEN}/{path}")[0] == 404
+
+
+def test_a_sweep_is_begun_only_where_it_was_allowed(server, out):
+    assert post(server, "run", do="start")[0] == 400
+    assert post(server, "run", do="format")[0] == 400
+    assert post(server, "run", do=["start"])[0] == 400
+    assert not (out / "more").exists()
 
 
 def test_a_folder_has_one_desk(out):
@@ -394,3 +414,30 @@ def test_only_a_folder_of_this_machine_is_served(out, where):
     where = where if "://" in where else out.parent / where
     with pytest.raises(ValueError, match="no folder of this machine"):
         desk.Desk(where)
+
+
+@NEEDS_CHROMIUM
+def test_the_page_saves_what_the_keys_say_and_shows_it_again(out, tmp_path, monkeypatch):
+    keys, plain = [], gallery.page
+
+    def page(*arguments):
+        # Within the page's own script, since no other would be run.
+        press = (
+            "for (const key of KEYS) document.dispatchEvent(new KeyboardEvent('keydown', { key }));"
+        )
+        press = press.replace("KEYS", json.dumps(keys))
+        return plain(*arguments).replace("</script>\n</body>", f"{press}</script>\n</body>")
+
+    monkeypatch.setattr(gallery, "page", page)
+    with serving(out) as server:
+        keys[:] = ["k", "x", "s", "Home", "u", "k"]
+        browse(server.url, tmp_path / "profile", "--dump-dom")
+        found = choices.read(out / choices.NAME)
+        assert [found[name].choice for name in NAMES] == [None, "keep", "star"]
+        assert choose(server, NAMES[0], "star", revision=found[NAMES[0]].revision)[0] == 200
+        keys.clear()
+        dom = browse(f"{server.url}#{NAMES[0]}", tmp_path / "profile", "--dump-dom")
+    assert re.findall(r'<article [^>]*data-choice="([a-z]*)"', dom) == ["star", "keep", "star"]
+    assert "3 kept (2 starred), 0 rejected, 0 to judge" in dom
+    assert re.search(r'<dialog[^>]*data-state="ready"', dom)  # the mesh is shown under the policy
+    assert "alert(1)</" not in re.sub(r"<script.*?</script>", "", dom, flags=re.S)

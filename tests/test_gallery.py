@@ -4,11 +4,10 @@ import base64
 import json
 import os
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
+from browser import NEEDS_CHROMIUM, browse
 
 from jax3d import choices, gallery, image
 from jax3d.mesh import write_glb
@@ -102,38 +101,7 @@ def test_folders_are_unique(tmp_path):
         gallery.write_gallery(tmp_path, [{"folder": "0-a", "prompt": "x"}] * 2)
 
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
-)
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--use-gl=angle",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-    "--window-size=900,700",
-    "--virtual-time-budget=10000",
-]
-
-
-def browse(url, profile, *flags):
-    done = subprocess.run(
-        [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", *flags, url],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=240,
-    )
-    return done.stdout
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@NEEDS_CHROMIUM
 def test_page_works_from_disk_in_a_browser(tmp_path):
     site = tmp_path / "site"
     site.mkdir()
@@ -165,7 +133,7 @@ document.title = [...select.options].map((o) => o.textContent).join("|");
 </script></body>"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@NEEDS_CHROMIUM
 def test_five_thousand_assets_are_filtered_by_knob_and_sorted(tmp_path):
     (tmp_path / "site").mkdir()
     assets = [
@@ -197,7 +165,7 @@ document.title = btoa(choicesFile());
 </script></body>"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@NEEDS_CHROMIUM
 def test_a_page_from_disk_keeps_choices_and_hands_them_out(tmp_path):
     site = tmp_path / "site"
     site.mkdir()
@@ -219,7 +187,7 @@ def test_a_page_from_disk_keeps_choices_and_hands_them_out(tmp_path):
     assert "2 kept (0 starred), 0 rejected, 2 to judge" in dom
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@NEEDS_CHROMIUM
 def test_seeds_side_by_side_and_filters_by_choice_score_and_family(tmp_path):
     (tmp_path / "site").mkdir()
     assets = [

@@ -1,5 +1,6 @@
 """`jax3d serve`."""
 
+import shlex
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -18,6 +19,9 @@ class Options:
     """Of the assets: the --out of what made them. A run that is at work there may go on."""
     port: Annotated[int, Range(0, 65535)] = 0
     """Of 127.0.0.1; 0 is any that is free."""
+    sweep: str | None = None
+    """Options of the sweep that makes more assets like one, in quotes: "--recipe native". None: the
+    page writes the manifest only."""
 
 
 def run(options: Options, stop: Stop) -> int:
@@ -28,7 +32,8 @@ def run(options: Options, stop: Stop) -> int:
     # Imported here: help does not wait for JAX.
     from jax3d import desk, folder
 
-    served = desk.Desk(options.folder)
+    sweep = None if options.sweep is None else shlex.split(options.sweep)
+    served = desk.Desk(options.folder, sweep)
     with folder.held(served.out, "desk", wait=False), desk.Server(served, options.port) as server:
         terminal.say(f"open {server.url} (Ctrl-C ends it)")
         server.serve_forever()

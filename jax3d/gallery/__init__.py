@@ -30,6 +30,7 @@ DOWNLOADS = (
     "mesh.ply",
     "turntable.mp4",
     "turntable.gif",
+    "picture.png",
     "asset.json",
     "history.csv",
     "params.safetensors",
