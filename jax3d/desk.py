@@ -19,6 +19,7 @@ before it is confirmed, and is refused where it was changed elsewhere meanwhile 
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -31,6 +32,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import TCPServer
 from typing import Annotated, Any
 
 from etils import epath
@@ -136,6 +138,8 @@ class Desk:
         _demand(bounds.check_value, body["steps"], Count | None, "steps")
         name = self._asset(body["asset"])
         records = folder.records(self.out, folder.names(self.out))
+        if name not in records:
+            raise Refused(404, f"the record of {name} cannot be read")
         fields = self._fields(name, records[name])
         steps = {} if body["steps"] is None else {"steps": body["steps"]}
         with self._one_at_a_time:
@@ -253,6 +257,11 @@ class Server(ThreadingHTTPServer):
         port = self.server_port
         self.hosts = (f"127.0.0.1:{port}", f"localhost:{port}")
 
+    def server_bind(self) -> None:
+        """Does not ask a name server who 127.0.0.1 is, as its base does."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]
+
     @property
     def url(self) -> str:
         """Of the page."""
@@ -297,6 +306,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _reply(self, act) -> None:
         """Answers a request, whatever it is."""
+        if self.command != "POST" and {"content-length", "transfer-encoding"} & {
+            name.lower() for name in self.headers
+        }:
+            self.close_connection = True  # its body is not read, nor taken for a request
         try:
             self._demand_ours()
             content, kind, *more = act(*self._address())
@@ -375,6 +388,17 @@ class _Handler(BaseHTTPRequestHandler):
         if not isinstance(body, dict):
             raise Refused(400, "the body is no object")
         return body
+
+    def finish(self):
+        """Reads some of what is left before the end, or the system would cut off the last answer."""
+        with contextlib.suppress(OSError):
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(1.0)
+            left = 16 * MOST_BODY
+            while left > 0 and (got := self.rfile.read1(MOST_BODY)):
+                left -= len(got)
+        super().finish()
 
     def _send_error(self, status: int, answer: Mapping) -> None:
         self.close_connection = True  # of its body nothing may be left to be read as a request

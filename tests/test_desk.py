@@ -318,6 +318,16 @@ def test_odd_requests_are_refused(server, text, status):
     assert raw(server, text).split()[1] == b"%d" % status
 
 
+def test_a_body_that_is_not_read_is_no_request(server):
+    host = b"Host: 127.0.0.1:%d\r\n" % server.server_port
+    hidden = b"GET /the-token/choices?since=0 HTTP/1.1\r\n" + host + b"\r\n"
+    head = b"GET /the-token/choices?since=0 HTTP/1.1\r\n" + host
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as link:
+        link.sendall(head + b"Content-Length: %d\r\n\r\n" % len(hidden) + hidden)
+        answers = b"".join(iter(lambda: link.recv(65536), b""))
+    assert answers.count(b"HTTP/1.1 200") == 1
+
+
 BODY = {"asset": NAMES[0], "choice": "keep", "note": "", "revision": 0}
 
 

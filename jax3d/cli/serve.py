@@ -20,7 +20,7 @@ class Options:
     port: Annotated[int, Range(0, 65535)] = 0
     """Of 127.0.0.1; 0 is any that is free."""
     sweep: str | None = None
-    """Options of the sweep that makes more assets like one, in quotes: "--recipe native". None: the
+    """Options of the sweep that makes more assets like one: --sweep="--recipe native". None: the
     page writes the manifest only."""
 
 
