@@ -13,8 +13,10 @@ import pytest
 from browser import NEEDS_CHROMIUM, browse
 from made_assets import write_asset
 
-from jax3d import batches, choices, desk, folder, gallery, manifest
+from jax3d import batches, choices, folder, gallery, manifest
 from jax3d.choices import Choice
+from jax3d.desk import Desk
+from jax3d.desk.server import Server
 
 TOKEN = "the-token"
 PROMPTS = ["a red chair", "a red chair", "</script><script>alert(1)</script>"]
@@ -37,7 +39,7 @@ def out(made, tmp_path):
 
 @contextlib.contextmanager
 def serving(out):
-    with desk.Server(desk.Desk(out), token=TOKEN) as server:
+    with Server(Desk(out), token=TOKEN) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         try:
@@ -187,7 +189,7 @@ def test_more_like_one_has_its_knobs_and_its_picture(tmp_path):
     name = write_asset(tmp_path, 0, "x", knobs={"guidance_scale": [30.0, 10.0]}, recipe=recipe)
     shown = write_asset(tmp_path, 1, "a photo", picture="ab" * 32)
     (tmp_path / shown / "picture.png").touch()
-    made = desk.Desk(tmp_path)
+    made = Desk(tmp_path)
     made.queue({"asset": name, "seeds": 1, "steps": None})
     made.queue({"asset": shown, "seeds": 1, "steps": None})
     first, second = manifest.read(tmp_path / batches.QUEUE)
@@ -412,9 +414,9 @@ def test_a_sweep_is_begun_only_where_it_was_allowed(server, out):
 
 def test_a_folder_has_one_desk(out):
     with (
-        folder.held(desk.Desk(out).out, "desk", wait=False),
+        folder.held(Desk(out).out, "desk", wait=False),
         pytest.raises(ValueError, match="is written to by process"),
-        folder.held(desk.Desk(out).out, "desk", wait=False),
+        folder.held(Desk(out).out, "desk", wait=False),
     ):
         pass
 
@@ -423,7 +425,7 @@ def test_a_folder_has_one_desk(out):
 def test_only_a_folder_of_this_machine_is_served(out, where):
     where = where if "://" in where else out.parent / where
     with pytest.raises(ValueError, match="no folder of this machine"):
-        desk.Desk(where)
+        Desk(where)
 
 
 @NEEDS_CHROMIUM

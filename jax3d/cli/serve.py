@@ -30,11 +30,13 @@ def run(options: Options, stop: Stop) -> int:
     if not options.folder:
         raise ValueError("no folder: give that of the assets, such as out")
     # Imported here: help does not wait for JAX.
-    from jax3d import desk, folder
+    from jax3d import folder
+    from jax3d.desk import Desk
+    from jax3d.desk.server import Server
 
     sweep = None if options.sweep is None else shlex.split(options.sweep)
-    served = desk.Desk(options.folder, sweep)
-    with folder.held(served.out, "desk", wait=False), desk.Server(served, options.port) as server:
+    served = Desk(options.folder, sweep)
+    with folder.held(served.out, "desk", wait=False), Server(served, options.port) as server:
         terminal.say(f"open {server.url} (Ctrl-C ends it)")
         server.serve_forever()
     return 0
