@@ -258,6 +258,7 @@ def test_without_the_token_nothing_is_told(server, path):
         {"Host": "localhost:{p}, evil.example"},
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
+        {"Origin": "127.0.0.1:{p}"},
         {"Origin": "https://127.0.0.1:{p}"},
         {"Origin": "http://127.0.0.1:1"},
         {"Sec-Fetch-Site": "cross-site"},

@@ -125,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
         hosts, origins = headers.get_all("Host", []), headers.get_all("Origin", [])
         if len(hosts) != 1 or hosts[0] not in self.server.hosts:
             raise Refused(403, "Host is not this server")
-        if any(origin.removeprefix("http://") not in self.server.hosts for origin in origins):
+        if not {*origins} <= {f"http://{host}" for host in self.server.hosts}:
             raise Refused(403, "Origin is another page")
         if headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
             raise Refused(403, "the request comes from another page")
