@@ -308,6 +308,26 @@ def _recorded(folder: Path, found: dict) -> dict:
     return json.loads(text)
 
 
+def page_of(records: Mapping[str, Mapping]) -> list[gallery.Asset]:
+    """What the page shows of records, by folder: not what failed or lost to another candidate."""
+    return [
+        {
+            "folder": name,
+            "prompt": about["prompt"],
+            "seed": about["seed"],
+            "metrics": about["metrics"],
+            "family": spec.name if (spec := props.parse(about["prompt"])) else "",
+            "knobs": {
+                "steps": str(about["steps"]),
+                "status": about["status"],
+                **{k: " to ".join(f"{x:g}" for x in v) for k, v in about["knobs"].items()},
+            },
+        }
+        for name, about in records.items()
+        if about.get("best", True) and about["status"] != "failed"
+    ]
+
+
 def write_history(path: Path, history: History) -> None:
     """Writes the metrics of each block as CSV: a column each, empty where one is not finite."""
     names = sorted({name for means in history for name in means} - {"step"})

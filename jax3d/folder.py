@@ -5,6 +5,8 @@
     out/checkpoints/WORKER/  the assets on their way, until the worker has finished its share
     out/locks/WORKER.json    which process is that worker, while it runs
     out/staging/WORKER/      files in the making, on this machine's disks only
+    out/choices.json         what a person keeps (`choices`)
+    out/queue.jsonl, more/   more that is to be made like these (`batches`)
     out/replaced/            what `--overwrite` replaces, until the first block of steps is done
 
 `out` may be a gs:// URL. Only what has one of these names is ever removed or written to, and never
@@ -27,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jax3d import lock, record, weights
+from jax3d import choices, lock, record, weights
 from jax3d.manifest import Job
 from jax3d.optimize.checkpoint import Checkpoints, within
 from jax3d.optimize.engine import EngineConfig
@@ -243,7 +245,8 @@ def _put_aside(out: epath.Path, about: Mapping, aside: epath.Path) -> None:
         # Nobody knows what it held: what has the names and the records of assets.
         names = [p.name for p in within(out) if (p / record.NAME).exists()]
     names = [name for name in names if _OWN.fullmatch(name)]
-    for name in (*dict.fromkeys(names), "checkpoints", "index.html", "ledger.csv", SWEEP):
+    rest = ("checkpoints", "index.html", "ledger.csv", choices.NAME, SWEEP)
+    for name in (*dict.fromkeys(names), *rest):
         _move(out / name, aside / name)
 
 
@@ -328,6 +331,18 @@ def _size(path: epath.Path) -> int | None:
         return path.stat().length
     except OSError:
         return None
+
+
+def names(out: epath.Path) -> list[str]:
+    """The folders of assets that have a record, in order; links are none."""
+    return sorted(path.name for path in within(out) if is_asset(out, path.name))
+
+
+def is_asset(out: epath.Path, name: str) -> bool:
+    """Whether a name in `out` is the folder of an asset that has a record."""
+    if not _OWN.fullmatch(name) or (not is_url(out) and os.path.islink(out / name)):
+        return False
+    return (out / name / record.NAME).exists()
 
 
 def records(out: epath.Path, names: Iterable[str]) -> dict[str, dict]:

@@ -14,7 +14,7 @@ import io
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -60,15 +60,20 @@ def write(out: epath.PathLike, rows: Sequence[Mapping]) -> epath.Path:
         name for row in rows for name in row if name not in FIRST and name not in LAST
     )
     columns = [*FIRST, *middle, *LAST]
+    path = epath.Path(out) / "ledger.csv"
+    fresh = path.with_name("ledger.csv.new")
+    fresh.write_bytes(table(columns, rows))
+    fresh.replace(path)
+    return path
+
+
+def table(columns: Sequence[str], rows: Iterable[Mapping]) -> bytes:
+    """CSV in which no cell is a formula; what a row does not have is an empty cell."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(map(_cell, columns))
     writer.writerows([_cell(row.get(name, "")) for name in columns] for row in rows)
-    path = epath.Path(out) / "ledger.csv"
-    fresh = path.with_name("ledger.csv.new")
-    fresh.write_bytes(text.getvalue().encode("utf-8", "backslashreplace"))
-    fresh.replace(path)
-    return path
+    return text.getvalue().encode("utf-8", "backslashreplace")
 
 
 def _place(row: Mapping) -> tuple[int | float, str]:

@@ -463,20 +463,5 @@ def _account(assets: _Assets, alone: bool) -> list[dict]:
 def _show(assets: _Assets, records: dict[str, dict]) -> list[dict]:
     rows = [ledger.row(name, about) for name, about in records.items()]
     ledger.write(assets.out, rows)
-    shown = [
-        {
-            "folder": name,
-            "prompt": about["prompt"],
-            "seed": about["seed"],
-            "metrics": about["metrics"],
-            "knobs": {
-                "steps": str(about["steps"]),
-                "status": about["status"],
-                **{k: " to ".join(f"{x:g}" for x in v) for k, v in about["knobs"].items()},
-            },
-        }
-        for name, about in records.items()
-        if about.get("best", True) and about["status"] != "failed"
-    ]
-    gallery.write_gallery(assets.out, shown)
+    gallery.write_gallery(assets.out, finish.page_of(records))
     return rows

@@ -233,6 +233,7 @@ def test_a_start_that_fails_overwrites_nothing(out):
     asset(out)
     (out / "checkpoints" / "main" / "1").mkdir(parents=True)
     (out / "ledger.csv").write_text("index")
+    (out / "choices.json").write_text("{}")
     before = tree(out)
     fail(out, note(jobs=JOBS[:1]), overwrite=True)
     assert tree(out) == before
@@ -266,6 +267,7 @@ def test_nothing_but_folders_of_assets_is_overwritten(out, tmp_path, name):
     for place in (tmp_path / "elsewhere", out / "elsewhere", out / "a b"):
         place.mkdir()
         (place / "kept.txt").write_text("kept")
+    (out / "choices.json").touch()  # of the assets that are lost
     claim(out, overwrite=True)
     assert {p.name for p in out.iterdir()} == {"sweep.json", "elsewhere", "a b"}
     for place in (tmp_path / "elsewhere", out / "elsewhere", out / "a b"):

@@ -4,13 +4,12 @@ import base64
 import json
 import os
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
+from browser import NEEDS_CHROMIUM, browse
 
-from jax3d import gallery, image
+from jax3d import choices, gallery, image
 from jax3d.mesh import write_glb
 from jax3d.types import Mesh
 
@@ -102,38 +101,7 @@ def test_folders_are_unique(tmp_path):
         gallery.write_gallery(tmp_path, [{"folder": "0-a", "prompt": "x"}] * 2)
 
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
-)
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--use-gl=angle",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-    "--window-size=900,700",
-    "--virtual-time-budget=10000",
-]
-
-
-def browse(url, profile, *flags):
-    done = subprocess.run(
-        [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", *flags, url],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=240,
-    )
-    return done.stdout
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@NEEDS_CHROMIUM
 def test_page_works_from_disk_in_a_browser(tmp_path):
     site = tmp_path / "site"
     site.mkdir()
@@ -165,7 +133,7 @@ document.title = [...select.options].map((o) => o.textContent).join("|");
 </script></body>"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@NEEDS_CHROMIUM
 def test_five_thousand_assets_are_filtered_by_knob_and_sorted(tmp_path):
     (tmp_path / "site").mkdir()
     assets = [
@@ -187,6 +155,68 @@ def test_five_thousand_assets_are_filtered_by_knob_and_sorted(tmp_path):
     assert shown == wanted[: len(shown)]
     assert 48 <= len(shown) < 400  # cards are made as the page is scrolled
     assert f"{len(wanted)} of 5000 assets" in dom
+
+
+# Judges with the keyboard; what the page would hand out as choices.json is left in the title.
+JUDGE = """<script>
+for (const key of %s)
+  document.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+document.title = btoa(choicesFile());
+</script></body>"""
+
+
+@NEEDS_CHROMIUM
+def test_a_page_from_disk_keeps_choices_and_hands_them_out(tmp_path):
+    site = tmp_path / "site"
+    site.mkdir()
+    page = gallery.write_gallery(site, write_assets(site, ["a chair", *HOSTILE[:2], "a mug"]))
+    plain = page.read_text()
+
+    def judge(keys):
+        page.write_text(plain.replace("</body>", JUDGE % json.dumps(keys)))
+        dom = browse(page.as_uri(), tmp_path / "profile", "--dump-dom")
+        (tmp_path / choices.NAME).write_bytes(base64.b64decode(re.search("<title>(.*?)<", dom)[1]))
+        found = choices.read(tmp_path / choices.NAME)
+        folders = [asset["folder"] for asset in page_data(page)["assets"][:3]]
+        return [found.get(folder, choices.Choice()).choice for folder in folders], dom
+
+    assert judge(["k", "x", "s"])[0] == ["keep", "reject", "star"]
+    again, dom = judge(["ArrowRight", "u", "k"])  # after a reload of the page
+    assert again == ["keep", None, "keep"]
+    assert dom.count('data-choice="keep"') == 2
+    assert "2 kept (0 starred), 0 rejected, 2 to judge" in dom
+
+
+@NEEDS_CHROMIUM
+def test_seeds_side_by_side_and_filters_by_choice_score_and_family(tmp_path):
+    (tmp_path / "site").mkdir()
+    assets = [
+        {
+            "folder": f"{i:04d}-x",
+            "prompt": ("a chair", "a mug", "a red mug")[i % 3],
+            "metrics": {"psnr": float(i)},
+            "family": ("chair", "mug", "mug")[i % 3],
+        }
+        for i in range(9)
+    ]
+    page = gallery.write_gallery(tmp_path / "site", assets)
+    steps = """
+    const told = [];
+    const set = (id, value) => { $(id).value = value; ($(id).onchange ?? $(id).oninput)(); };
+    const note = () => told.push(shown.map((a) => a.folder.slice(3, 4)).join(""));
+    const key = (key) => document.dispatchEvent(new KeyboardEvent("keydown", { key }));
+    key("c"); note();                                   // seeds of "a chair"
+    key("k"); key("x"); key("c"); note();               // judged there, and back
+    set("status", "none"); note();
+    set("status", "kept"); note();
+    set("status", ""); set("sort", "#psnr"); set("least", "6"); note();
+    const family = document.querySelector('select[name="family"]');
+    family.value = "=mug"; family.onchange(); note();
+    document.title = told.join(" ");
+    """
+    page.write_text(page.read_text().replace("</body>", f"<script>{steps}</script></body>"))
+    dom = browse(page.as_uri(), tmp_path / "profile", "--dump-dom")
+    assert "<title>036 012345678 1245678 0 678 78<" in dom
 
 
 def test_nothing_is_written_through_links(tmp_path):

@@ -21,12 +21,15 @@ COMMANDS = {
     "fit": "Fits 3D assets to posed photographs, a folder each.",
     "mesh": "Makes a textured mesh of a file of Gaussians, or of an asset.",
     "export": "Makes meshes, pictures and turntables of finished assets again, at other sizes.",
+    "serve": "Serves a folder's page to this machine alone, and saves what is chosen there.",
+    "pack": "Packs kept assets for a studio: meshes by name, thumbnails, a catalog.",
     "sample": "Draws 2D images from the critic alone: one row a prompt, one column a view.",
     "views": "Draws what a picture shows from other sides, by a critic alone: one row a picture.",
     "train prior": "Trains the embedded critic; goes on from its own checkpoint.",
     "train native": "Trains the embedded native generator; goes on from its own checkpoint.",
     "train lrm": "Trains the embedded reconstructor; goes on from its own checkpoint.",
     "train scorer": "Trains the scorer and writes its report card.",
+    "doctor": "Tells devices, versions, memory and extras, and what to install.",
     "configs": "Lists the recipes that ship with the package, for --config.",
 }
 """What each command does: the first line of its `Options`."""

@@ -19,7 +19,14 @@ from jax3d.bounds import Count, Positive, Range, Share
 from jax3d.fields.base import Representation
 from jax3d.mesh.bake import bake, bake_together
 from jax3d.mesh.compare import Likeness, compare
-from jax3d.mesh.export import load_glb, write_glb, write_obj, write_ply
+from jax3d.mesh.export import (
+    glb_faces,
+    load_glb,
+    with_texture,
+    write_glb,
+    write_obj,
+    write_ply,
+)
 from jax3d.mesh.extract import (
     EmptyFieldError,
     Field,
@@ -46,6 +53,7 @@ __all__ = [
     "convex_hull",
     "drop_floaters",
     "extract_surface",
+    "glb_faces",
     "levels",
     "load_glb",
     "of",
@@ -57,6 +65,7 @@ __all__ = [
     "silhouette_level",
     "simplify",
     "unwrap",
+    "with_texture",
     "write_glb",
     "write_obj",
     "write_ply",

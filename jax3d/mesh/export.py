@@ -12,7 +12,9 @@ The same mesh gives the same bytes. A file is there whole or not at all; what ca
 raises `OSError`.
 """
 
+import json
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +42,9 @@ Pm 0
 """
 """The same for OBJ: what the texture says, matt; the last two are its PBR extension."""
 
-_TO_FILE = [1, 2, 0]
-_TO_WORLD = [2, 0, 1]
+TO_FILE = [1, 2, 0]
+"""World axes in the order of a file's."""
+TO_WORLD = [2, 0, 1]
 
 _COLOR = "_COLOR"
 """Name of the colours while trimesh has them as an attribute that it does not know."""
@@ -101,7 +104,7 @@ def load_glb(path: str | os.PathLike) -> Mesh:
         raise ValueError(f"{path} holds {len(parts)} meshes; join them into one and export again")
     (part,) = parts
     mesh = Mesh(
-        vertices=np.asarray(part.vertices, np.float32)[:, _TO_WORLD],
+        vertices=np.asarray(part.vertices, np.float32)[:, TO_WORLD],
         faces=np.asarray(part.faces, np.int64),
     )
     image = getattr(getattr(part.visual, "material", None), "baseColorTexture", None)
@@ -111,6 +114,48 @@ def load_glb(path: str | os.PathLike) -> Mesh:
     (geometry,) = scene.geometry.values()
     linear = _linear_colors(geometry.visual)
     return mesh if linear is None else mesh.replace(colors=linear_to_srgb(linear[:, :3]))
+
+
+def glb_tree(glb: bytes) -> dict:
+    """The JSON of a GLB (glTF 2.0, section 4.4); raises `ValueError` where there is none."""
+    try:
+        magic, version, length, size, kind = struct.unpack_from("<4sIII4s", glb)
+        if (magic, version, length, kind) != (b"glTF", 2, len(glb), b"JSON"):
+            raise ValueError("its header is another's")
+        tree = json.loads(glb[20 : 20 + size])
+    except (struct.error, ValueError, RecursionError) as error:
+        raise ValueError(f"no GLB file: {error}") from None
+    if not isinstance(tree, dict):
+        raise ValueError("no GLB file: its JSON is no object")
+    return tree
+
+
+def glb_faces(glb: bytes) -> int:
+    """How many triangles a GLB of `write_glb` has; raises `ValueError` where it is none."""
+    tree = glb_tree(glb)
+    try:
+        (part,) = tree["meshes"][0]["primitives"]
+        return tree["accessors"][part["indices"]]["count"] // 3
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"no GLB file of one mesh: {error!r}") from None
+
+
+def with_texture(glb: bytes, texture: str) -> bytes:
+    """A GLB whose one texture is a file beside it, with that file under another name.
+
+    Raises `ValueError` where the GLB has no such texture.
+    """
+    tree = glb_tree(glb)
+    images = tree.get("images")
+    if not isinstance(images, list) or len(images) != 1 or "uri" not in images[0]:
+        raise ValueError("the GLB has no texture beside it")
+    images[0]["uri"] = texture
+    text = json.dumps(tree, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 4)  # chunks end at multiples of four bytes, this one by spaces
+    (before,) = struct.unpack_from("<I", glb, 12)
+    rest = glb[20 + before :]
+    header = struct.pack("<4sIII4s", b"glTF", 2, 20 + len(text) + len(rest), len(text), b"JSON")
+    return header + text + rest
 
 
 def _linear_colors(visual):
@@ -154,9 +199,9 @@ def write_ply(path: str | os.PathLike, mesh: Mesh) -> None:
 
 def _to_trimesh(mesh, visual, attributes=None):
     return trimesh.Trimesh(
-        vertices=mesh.vertices[:, _TO_FILE],
+        vertices=mesh.vertices[:, TO_FILE],
         faces=mesh.faces,
-        vertex_normals=vertex_normals(mesh.vertices, mesh.faces)[:, _TO_FILE],
+        vertex_normals=vertex_normals(mesh.vertices, mesh.faces)[:, TO_FILE],
         vertex_attributes=attributes,
         visual=visual,
         process=False,
