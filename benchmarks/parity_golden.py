@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import parity_lrm
 import parity_shap_e
+import parity_trellis
 from rich.console import Console
 from rich.table import Table
 
@@ -742,6 +743,16 @@ def check_shap_e(split: Path, path: Path, io: Arrays) -> Checks:
     return {k: Check(*v) for k, v in parity_shap_e.check(split, path, io).items()}
 
 
+def check_trellis_structure(split: Path, path: Path, io: Arrays) -> Checks:
+    """See `parity_trellis`."""
+    return {k: Check(*v) for k, v in parity_trellis.check_structure(split, path, io).items()}
+
+
+def check_trellis_latents(split: Path, path: Path, io: Arrays) -> Checks:
+    """See `parity_trellis`."""
+    return {k: Check(*v) for k, v in parity_trellis.check_latents(split, path, io).items()}
+
+
 def check_clip_image(root: Path, split: str) -> dict[Path, tuple[Arrays, Checks]]:
     """CLIP's encoder of pictures, which Zero-1-to-3 reads; of its vectors those that are of it."""
     path = root / "zero123" / split / "io.npz"
@@ -764,11 +775,14 @@ SYSTEMS: dict[str, Callable[[Path, Path, Arrays], Checks]] = {
     "openlrm": check_openlrm,
     "triposr": check_triposr,
     "shap_e": check_shap_e,
+    "trellis_ss_flow": check_trellis_structure,
+    "trellis_slat": check_trellis_latents,
 }
 INPUTS = re.compile(
     r"in_.*|addnoise_(x0|noise|t)|eta\d+_noises|sel|zero123_ref|posterior_eps|num_frames"
     r"|render_(cameras|noise_.*)|crop_anchors|points|query_points|cam_fovy_deg"
     r"|noise_(stratified|pmf|importance)|q_pos|grid_size|mesh_sdf_bias_added"
+    r"|dec_in|W|steps|rescale_t|cfg_(strength|interval)"
 )
 
 

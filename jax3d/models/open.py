@@ -9,18 +9,18 @@ import jax.numpy as jnp
 
 from jax3d import hub
 from jax3d.bounds import Text
-from jax3d.models import openlrm, props_lrm, props_native, shap_e, triposr
+from jax3d.models import openlrm, props_lrm, props_native, shap_e, trellis, triposr
 from jax3d.models.base import Model
 from jax3d.priors.base import Critic
 
-_SYSTEMS = (props_lrm, props_native, triposr, openlrm, shap_e)
+_SYSTEMS = (props_lrm, props_native, triposr, openlrm, shap_e, trellis)
 """Each has `recognises(path)` and `open(path, dtype)`; the first to recognise a path opens it."""
 
 _KNOWN = (
     'known are "embedded"; a .safetensors file with its .json beside, as `jax3d train native` '
     "and `jax3d train lrm` write it; a folder of TripoSR (config.yaml, model.ckpt); one of OpenLRM "
-    "(config.json, model.safetensors); and one of Shap-E in diffusers' layout (prior/, "
-    "shap_e_renderer/)"
+    "(config.json, model.safetensors); one of Shap-E in diffusers' layout (prior/, "
+    "shap_e_renderer/); and one of TRELLIS (pipeline.json, ckpts/)"
 )
 
 _FETCHED = ("*.json", "*.yaml", "*.txt", "*.safetensors", "*.ckpt", "*.bin")

@@ -73,10 +73,12 @@ class Dino(nn.Module):
 
     config: DinoConfig = VIT_B16
     dtype: Any = jnp.float32
+    normalised: bool = True
+    """Whether tokens come out of the last norm; else before it."""
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b l c"]:
-        """The normalised tokens: the class token, the registers, the patches row by row.
+        """The tokens: the class token, the registers, the patches row by row.
 
         Raises:
           ValueError: the sides are no multiples of the patch's.
@@ -85,7 +87,7 @@ class Dino(nn.Module):
         x = Embeddings(c, self.dtype, name="embeddings")(images)
         for i in range(c.num_hidden_layers):
             x = Block(c, self.dtype, name=f"blocks_{i}")(x)
-        return layer_norm("norm", c.layer_norm_eps)(x)
+        return layer_norm("norm", c.layer_norm_eps)(x) if self.normalised else x
 
 
 class Embeddings(nn.Module):

@@ -1,4 +1,4 @@
-"""TRELLIS's blocks and its networks of structures (Xiang et al. 2024, arXiv:2412.01506, section 3.3).
+"""TRELLIS's blocks and its networks of structures (Xiang et al. 2024, arXiv:2412.01506, 3.3).
 
 A transformer is the velocity of a rectified flow on a dense grid of latents; a decoder of
 convolutions says which voxels of a finer grid are occupied. Parameters have the names of the

@@ -1,9 +1,9 @@
-"""TRELLIS's networks of structured latents (Xiang et al. 2024, arXiv:2412.01506, sections 3.2, 3.3).
+"""TRELLIS's networks of structured latents (Xiang et al. 2024, arXiv:2412.01506, 3.2 and 3.3).
 
 Latents live on the occupied voxels of a grid. A transformer between sparse convolutions is the
 velocity of their rectified flow; transformers of shifted windows decode them. Parameters have the
-names of the official checkpoints. Letters: b copies of one asset, n voxels, c the width, m tokens of
-the condition, e their width.
+names of the official checkpoints. Letters: b copies of one asset, n voxels, c the width, m tokens
+of the condition, e their width.
 """
 
 import dataclasses
@@ -105,7 +105,7 @@ class LatentFlow(nn.Module):
         return [w for here, there in pairs for w in (*[here] * (c.num_io_res_blocks - 1), there)]
 
     def _back(self, h, skips, levels: Levels, time) -> Float[Array, "b n c"]:
-        """The output blocks, each beside what an input block found; the first of a level refines."""
+        """The output blocks, told what the input blocks found; a level's first block refines."""
         c, at = self.config, len(levels.links)
         widths = [w for w in c.io_block_channels[::-1] for _ in range(c.num_io_res_blocks)]
         for i, (width, skip) in enumerate(zip(widths, skips[::-1], strict=True)):
@@ -252,10 +252,10 @@ def _abstract_levels(side: int, halvings: int) -> Levels:
 
 
 def rename(tensors: Flat) -> Flat:
-    """A checkpoint's tensors under our names, sparse convolutions in torch's layout of dense ones."""
+    """Tensors under our names, sparse convolutions laid out as torch has dense ones."""
     flat = {}
     for name, tensor in tensors.items():
-        new = re.sub(r"\.conv\.(weight|bias)$", r".\1", name)
+        new = re.sub(r"(conv[12])\.conv\.(weight|bias)$", r"\1.\2", name)
         if new != name and tensor.ndim == 5:
             tensor = np.moveaxis(tensor, -1, 1)
         flat[new] = tensor
