@@ -207,6 +207,8 @@ def euler(
     def plain(x):
         return velocity(x[None], times[:1], told[:1])[0]
 
+    if steps.guided.all():
+        return x - drop * both(x)
     anyone = largest_of_batch(jnp.asarray(guided, jnp.int32)) > 0
     return x - drop * lax.cond(anyone, both, plain, x)
 
@@ -395,11 +397,11 @@ def read_sampler(config: Any, steps: int | None = None) -> Sampler:
     if lost := sorted({"steps", "cfg_strength"} - set(params)):
         raise WeightsError(f"a sampler's params lack {', '.join(lost)}")
     found = steps or params["steps"]
-    interval = params.get("cfg_interval", (0.0, 1.0))
-    rescale_t = params.get("rescale_t", 1.0)
+    interval = tuple(map(float, params.get("cfg_interval", (0.0, 1.0))))
+    rescale_t, strength = (float(params.get(k, 1.0)) for k in ("rescale_t", "cfg_strength"))
     if not 1 <= found <= _MOST_STEPS or len(interval) != 2 or not rescale_t > 0:
         raise WeightsError(f"a sampler of {found} steps with {weights.shown(params)}")
-    return sampler(found, params["cfg_strength"], interval, rescale_t)
+    return sampler(found, strength, interval, rescale_t)
 
 
 def _read_normalization(config: Any, design: Design) -> Params:

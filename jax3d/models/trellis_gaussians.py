@@ -94,8 +94,9 @@ def from_config(config: Any) -> Splats:
     sound = found["scaling_bias"] > 0 and 0 < found["opacity_bias"] < 1
     if not sound or not 1 <= found["num_gaussians"] <= 1024 or found["2d_filter_kernel_size"] < 0:
         raise WeightsError(f"representation_config = {weights.shown(found)} cannot be meant")
+    found = {k: float(v) if kinds[k] is float else v for k, v in found.items()}
     count, *others = (found[name] for name in kinds)
-    return Splats(count, factors, *others)
+    return Splats(count, {k: float(v) for k, v in factors.items()}, *others)
 
 
 def field(splats: Splats, room: int) -> GaussiansConfig:

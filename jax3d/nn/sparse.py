@@ -10,19 +10,19 @@ Letters: r voxels along an axis of the grid, n rows of a set, m of the next coar
 an asset, c and f channels, h heads, d their width.
 """
 
-from itertools import product
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-OFFSETS = tuple(product((-1, 0, 1), repeat=3))
+OFFSETS = np.indices((3, 3, 3)).reshape(3, 27).T - 1
 """Of the neighbours, x slowest."""
-CHILDREN = tuple(product((0, 1), repeat=3))
-"""Of a place of half the resolution."""
+CHILDREN = np.indices((2, 2, 2)).reshape(3, 8).T
+"""Of a place of half the resolution, x slowest."""
 
 
 class Voxels(NamedTuple):
@@ -68,9 +68,7 @@ def voxels(place: Int[Array, " n"], side: int) -> Voxels:
     """The set of given places in a grid of `side`^3."""
     there = place < side**3
     coords = _coords(place, side)
-    rows = _rows(place, side)
-    x, y, z = 1 + coords.T
-    near = jnp.stack([rows[x + i, y + j, z + k] for i, j, k in OFFSETS])
+    near = _rows(place, side, coords + OFFSETS[:, None])
     return Voxels(place, coords, there, jnp.where(there, near, len(place)))
 
 
@@ -97,11 +95,9 @@ def levels(place: Int[Array, " n"], side: int, rooms: tuple[int, ...]) -> Levels
 
 def _link(fine: Voxels, coarse: Voxels, side: int) -> Links:
     """`side` is that of the coarse grid."""
-    x, y, z = (fine.coords // 2 + 1).T
-    parent = jnp.where(fine.there, _rows(coarse.place, side)[x, y, z], len(coarse.place))
-    rows = _rows(fine.place, 2 * side)
-    x, y, z = (2 * coarse.coords + 1).T
-    children = jnp.stack([rows[x + i, y + j, z + k] for i, j, k in CHILDREN])
+    parent = _rows(coarse.place, side, fine.coords // 2)
+    parent = jnp.where(fine.there, parent, len(coarse.place))
+    children = _rows(fine.place, 2 * side, 2 * coarse.coords + CHILDREN[:, None])
     return Links(parent, jnp.where(coarse.there, children, len(fine.place)))
 
 
@@ -115,11 +111,14 @@ def _place(coords: Int[Array, "n 3"], there: Bool[Array, " n"], side: int) -> In
     return jnp.where(there, (x * side + y) * side + z, side**3)
 
 
-def _rows(place: Int[Array, " n"], side: int) -> Int[Array, "s s s"]:
-    """The row at each place of a grid within a border of a voxel; n where there is none."""
-    n = len(place)
-    table = jnp.full(side**3, n, jnp.int32).at[place].set(jnp.arange(n), mode="drop")
-    return jnp.pad(table.reshape(side, side, side), 1, constant_values=n)
+def _rows(place: Int[Array, " n"], side: int, coords: Int[Array, "*k 3"]) -> Int[Array, "*k"]:
+    """Rows of places at coordinates in the grid or in a border of a voxel; n where none is."""
+    n, inner = len(place), _coords(place, side) + 1
+    wide = side + 2
+    at = _place(inner, place < side**3, wide)
+    table = jnp.full(wide**3, n, jnp.int32).at[at].set(jnp.arange(n), mode="drop")
+    x, y, z = jnp.moveaxis(coords + 1, -1, 0)
+    return table[(x * wide + y) * wide + z]
 
 
 def rows(x: Float[Array, "b n c"], index: Int[Array, " k"]) -> Float[Array, "b k c"]:
@@ -132,8 +131,9 @@ def coarsened(x: Float[Array, "b n c"], links: Links) -> Float[Array, "b m c"]:
 
     TRELLIS averages into zeros that count as one more child.
     """
-    total = sum(rows(x, child) for child in links.children)
-    count = jnp.sum(links.children < x.shape[1], axis=0) + 1
+    b, n, c = x.shape
+    total = rows(x, links.children.reshape(-1)).reshape(b, 8, -1, c).sum(axis=1)
+    count = jnp.sum(links.children < n, axis=0) + 1
     return total / count[:, None]
 
 

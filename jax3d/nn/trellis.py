@@ -313,7 +313,7 @@ def read_settings(config: dict[str, Any], names: tuple[str, ...], cls: type) -> 
     optional = {"qk_rms_norm", "qk_rms_norm_cross", "mlp_ratio", "num_res_blocks_middle"}
     if lost := sorted(fields - set(chosen) - optional):
         raise WeightsError(f"lacks {', '.join(lost)}")
-    settings = cls(**chosen)
+    settings = cls(**{k: float(v) if k == "mlp_ratio" else v for k, v in chosen.items()})
     counts = ("num_blocks", "num_res_blocks", "num_res_blocks_middle", "num_io_res_blocks")
     if max(getattr(settings, name, 0) for name in counts) > MOST_BLOCKS:
         raise WeightsError(f"{weights.shown(chosen)}: so many blocks cannot be meant")

@@ -213,8 +213,12 @@ def latent_flow(config: dict[str, Any], dtype: Any = jnp.float32) -> LatentFlow:
     """The transformer that a file of settings describes; raises `WeightsError`."""
     c = read_settings(config, ("SLatFlowModel", "ElasticSLatFlowModel"), LatentFlowConfig)
     halvings = len(c.io_block_channels)
-    if not halvings or config["args"].get("patch_size", 2**halvings) != 2**halvings:
-        raise WeightsError(f"patches that {halvings} io_block_channels do not make")
+    patch = config["args"].get("patch_size", 2**halvings)
+    if not halvings or patch != 2**halvings or not c.num_io_res_blocks:
+        raise WeightsError(
+            f"patches of {weights.shown(patch)} are not made by {halvings} io_block_channels, each "
+            f"of {c.num_io_res_blocks} num_io_res_blocks"
+        )
     if c.resolution % 2**halvings:
         raise WeightsError(f"a grid of {c.resolution} cannot be halved {halvings} times")
     return LatentFlow(c, dtype)
@@ -223,7 +227,7 @@ def latent_flow(config: dict[str, Any], dtype: Any = jnp.float32) -> LatentFlow:
 def decoder_settings(config: dict[str, Any], name: str) -> DecoderConfig:
     """The transformer of a decoder of the class `name`; raises `WeightsError`."""
     c = read_settings(config, (name, f"Elastic{name}"), DecoderConfig)
-    if c.window_size > c.resolution:
+    if not 1 <= c.window_size <= c.resolution:
         raise WeightsError(f"windows of {c.window_size} in a grid of {c.resolution}")
     return c
 
