@@ -68,7 +68,7 @@ def check_sampler(io: Arrays) -> Checks:
     """Every step on the file's own velocity, with guidance where its interval has some."""
     strength = float(io["cfg_strength"])
     steps = trellis.sampler(
-        int(io["steps"]), strength, tuple(io["cfg_interval"]), float(io["rescale_t"])
+        int(io["steps"]), strength, tuple(map(float, io["cfg_interval"])), float(io["rescale_t"])
     )
     calls = [t for t, guided in zip(steps.t, steps.guided, strict=True) for _ in range(1 + guided)]
     tokens = [Cond(jnp.asarray(io[name])) for name in ("in_cond", "in_neg")]

@@ -305,7 +305,7 @@ def load(
     args = weights.read_config(path / "pipeline.json")["args"]
     networks, params = {}, {}
     for name, (build, abstract) in _NETWORKS.items():
-        stem = _stem(path, args.get("models"), name)
+        stem = network_files(path, args.get("models"), name)
         networks[name], params[name] = read_network(stem, partial(build, dtype=dtype), abstract)
     gaussian, splats = networks["slat_decoder_gs"]
     counts = zip(("sparse_structure_sampler", "slat_sampler"), steps or (None, None), strict=True)
@@ -341,7 +341,7 @@ def checked(design: Design, source: Any) -> Design:
     return design
 
 
-def _stem(folder: Path, models: Any, name: str) -> Path:
+def network_files(folder: Path, models: Any, name: str) -> Path:
     """Where a network's files are, without their suffixes."""
     value = models.get(name) if isinstance(models, dict) else None
     if not isinstance(value, str) or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)*", value):

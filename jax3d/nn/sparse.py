@@ -93,6 +93,12 @@ def levels(place: Int[Array, " n"], side: int, rooms: tuple[int, ...]) -> Levels
     return Levels(tuple(found), tuple(links), overflow)
 
 
+def split(found: Voxels, side: int) -> Voxels:
+    """All eight voxels in each of a set's, of twice the resolution; child after child, unsorted."""
+    coords = (2 * found.coords[:, None] + CHILDREN).reshape(-1, 3)
+    return voxels(_place(coords, jnp.repeat(found.there, 8), 2 * side), 2 * side)
+
+
 def _link(fine: Voxels, coarse: Voxels, side: int) -> Links:
     """`side` is that of the coarse grid."""
     parent = _rows(coarse.place, side, fine.coords // 2)

@@ -302,7 +302,7 @@ def read_settings(config: dict[str, Any], names: tuple[str, ...], cls: type) -> 
     for name, known in _FIXED.items():
         if name in args and args[name] not in known:
             raise WeightsError(
-                f"{name} = {weights.shown(args[name])} is not supported, only {known}"
+                f"{name} = {weights.shown(args[name])} is not supported, only {known[0]}"
             )
     fields = {f.name for f in dataclasses.fields(cls)}
     if "num_heads" in fields and args.get("num_heads") is None and "model_channels" in args:

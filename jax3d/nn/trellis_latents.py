@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
+from jax3d import weights
 from jax3d.bounds import Count, Positive
 from jax3d.nn import sparse
 from jax3d.nn.layers import dense, layer_norm
@@ -143,7 +144,7 @@ class SparseResBlock(nn.Module):
         return x + y
 
 
-# The decoder to Gaussians.
+# The decoders.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +190,77 @@ def trunk(
         look = partial(sparse.attend_windows, found=found[i % 2], most=c.window_size**3)
         h = WindowBlock(c, dtype, name=f"blocks_{i}")(h, look)
     return h
+
+
+class MeshDecoder(nn.Module):
+    """What each voxel, at four times the resolution, says of the surface in it."""
+
+    config: DecoderConfig = DecoderConfig()
+    outputs: int = 101
+    """Numbers for each voxel."""
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, z: Float[Array, "b n i"], voxels: Voxels
+    ) -> tuple[Float[Array, "b k o"], Voxels]:
+        """Raw numbers, float32, and the k = 64 n voxels that they are of."""
+        h, side = trunk(self.config, self.dtype, z, voxels), self.config.resolution
+        for i, shrunk in enumerate((4, 8)):
+            fine = sparse.split(voxels, side)
+            width = self.config.model_channels // shrunk
+            h = Subdivision(width, self.dtype, name=f"upsample_{i}")(h, voxels, fine)
+            voxels, side = fine, 2 * side
+        return nn.Dense(self.outputs, dtype=jnp.float32, param_dtype=self.dtype, name="out_layer")(
+            h
+        ), voxels
+
+
+class Subdivision(nn.Module):
+    """Two sparse convolutions of voxels cut in eight, residual; float32."""
+
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n c"], voxels: Voxels, fine: Voxels
+    ) -> Float[Array, "b k f"]:
+        """Features of the children."""
+
+        def conv(y, name):
+            return SparseConv(self.features, self.dtype, name=name)(nn.silu(y), fine.near)
+
+        y = VoxelNorm(name="act_layers_0")(x, voxels)
+        y = conv(jnp.repeat(y, 8, axis=1), "out_layers_0")
+        y = conv(VoxelNorm(name="out_layers_1")(y, fine), "out_layers_3")
+        if x.shape[-1] != self.features:
+            x = dense(self.features, self.dtype, True, "skip_connection")(x)
+        return y + jnp.repeat(x, 8, axis=1)
+
+
+class VoxelNorm(nn.Module):
+    """GroupNorm of 32 groups over the rows that are somebody's, float32."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n c"], voxels: Voxels) -> Float[Array, "b n c"]:
+        """The normalised features."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        y = x.astype(jnp.float32).reshape(*x.shape[:2], GROUPS, -1)
+        there = voxels.there[:, None, None]
+        count = jnp.maximum(jnp.sum(there), 1) * y.shape[-1]
+
+        def mean(y):
+            total = jnp.sum(jnp.where(there, y, 0.0), axis=(1, 3), keepdims=True)
+            return total / count
+
+        y = y - mean(y)
+        y = y * jax.lax.rsqrt(mean(y**2) + 1e-5)
+        return y.reshape(x.shape) * scale + bias
+
+
+GROUPS = 32
 
 
 class WindowBlock(nn.Module):
@@ -250,6 +322,13 @@ def abstract_gaussian_decoder(net: GaussianDecoder) -> Params:
     return jax.eval_shape(net.init, jax.random.key(0), z, voxels)["params"]
 
 
+def abstract_mesh_decoder(net: MeshDecoder) -> Params:
+    """The shapes and dtypes of the decoder's parameters; nothing is computed."""
+    z = jax.ShapeDtypeStruct((1, 1, net.config.latent_channels), jnp.float32)
+    voxels = _abstract_levels(net.config.resolution, 0).voxels[0]
+    return jax.eval_shape(net.init, jax.random.key(0), z, voxels)["params"]
+
+
 def _abstract_levels(side: int, halvings: int) -> Levels:
     place = jax.ShapeDtypeStruct((1,), jnp.int32)
     return jax.eval_shape(lambda place: sparse.levels(place, side, (1,) * halvings), place)
@@ -259,7 +338,7 @@ def rename(tensors: Flat) -> Flat:
     """Tensors under our names, sparse convolutions laid out as torch has dense ones."""
     flat = {}
     for name, tensor in tensors.items():
-        new = re.sub(r"(conv[12])\.conv\.(weight|bias)$", r"\1.\2", name)
+        new = re.sub(r"(conv[12]|layers\.[03]|connection)\.conv\.(weight|bias)$", r"\1.\2", name)
         if new != name and tensor.ndim == 5:
             tensor = np.moveaxis(tensor, -1, 1)
         flat[new] = tensor

@@ -62,7 +62,7 @@ def test_guided_steps_are_the_official_code():
     io = folders.vectors("sampler")
     strength = float(io["cfg_strength"])
     steps = trellis.sampler(
-        int(io["steps"]), strength, tuple(io["cfg_interval"]), float(io["rescale_t"])
+        int(io["steps"]), strength, tuple(map(float, io["cfg_interval"])), float(io["rescale_t"])
     )
     asked = np.repeat(1000 * steps.t, 1 + steps.guided)
     np.testing.assert_allclose(asked, io["model_calls_t"], rtol=1e-6)
@@ -144,7 +144,8 @@ def test_gaussians_are_the_official_codes_in_our_world(tmp_path, assets):
         scales = np.sqrt(np.log1p(np.exp(raw)) ** 2 + 0.0009**2)
         np.testing.assert_allclose(one["scales"], np.log(scales), atol=5e-5)
         turned = ewa.rotations(jnp.asarray(theirs["rotation"] + np.float32([1, 0, 0, 0])))
-        np.testing.assert_allclose(ewa.rotations(one["quats"]), TURN @ turned, atol=5e-5)
+        ours = ewa.rotations(jnp.asarray(one["quats"]))
+        np.testing.assert_allclose(ours, TURN @ turned, atol=5e-5)
         odds = io[f"gs{i}_opacity"][:, 0] + np.log(0.1 / 0.9)
         np.testing.assert_allclose(one["opacities"], odds, atol=5e-5)
         nobody = np.repeat(~there[i], splats.count)
@@ -339,10 +340,10 @@ def test_a_picture_is_seen_before_the_last_norm(tmp_path):
 
 
 def test_an_object_is_cut_out_as_the_authors_do():
-    """Their own cutting, by Pillow; 8 bits are between."""
-    rng = np.random.default_rng(0)
-    bytes_ = rng.integers(0, 256, (40, 50, 4), np.uint8)
-    bytes_[..., 3] = 0
+    """Their own cutting, by Pillow, which rounds to 8 bits between its passes."""
+    rows, columns = np.indices((40, 50))
+    bytes_ = np.stack([40 + 4 * rows, 30 + 3 * columns, 90 + rows + columns, 0 * rows], axis=-1)
+    bytes_ = bytes_.astype(np.uint8)
     bytes_[7:20, 11:40, 3] = 255
     image = Image.fromarray(bytes_)
     # Columns 11 to 39, rows 7 to 19: a square of 33 about (25, 13).
