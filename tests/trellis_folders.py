@@ -71,7 +71,7 @@ def pipeline(**changes) -> dict:
     args = {
         "models": {name: f"ckpts/{part}" for name, part in PARTS.items()},
         "sparse_structure_sampler": sampler,
-        "slat_sampler": sampler,
+        "slat_sampler": sampler | {"params": sampler["params"] | {"cfg_interval": [0.0, 1.0]}},
         "slat_normalization": {"mean": [0.1] * 8, "std": [0.5] * 8},
         "text_cond_model": "openai/clip-vit-large-patch14",
     }
@@ -81,17 +81,18 @@ def pipeline(**changes) -> dict:
 def write_core(folder: Path, width: int = WIDTH, **changes) -> Path:
     """What texts and pictures share, told tokens of a width; `changes` are of the pipeline's args.
 
-    The vectors' networks read contexts of their own width, and structures of their own resolution.
+    The vectors' networks read contexts of their own width, and structures of their own resolution;
+    flows have one block here.
     """
     for part in PARTS.values():
         args, shapes = {}, {}
         if part.endswith("_flow"):
-            args["cond_channels"] = width
-            shapes = {
-                k: [s[0], width]
-                for k, s in KNOWN[part]["keys"].items()
-                if k.endswith("to_kv.weight")
-            }
+            args = {"cond_channels": width, "num_blocks": 1}
+            for k, s in KNOWN[part]["keys"].items():
+                if k.endswith("to_kv.weight"):
+                    shapes[k] = [s[0], width]
+                if k.startswith("blocks.1."):
+                    shapes[k] = None
         if part == "ss_flow":
             args["resolution"] = 4
         write_part(folder / "ckpts" / part, part, args, **shapes)

@@ -303,34 +303,36 @@ def load(
 ) -> tuple[Design, Params]:
     """All but the reader; arguments and errors are those of `open`."""
     args = weights.read_config(path / "pipeline.json")["args"]
-    networks, params = {}, {}
+    counts = zip(("sparse_structure_sampler", "slat_sampler"), steps or (None, None), strict=True)
+    samplers = [read_sampler(args.get(name), count) for name, count in counts]
+    params = read_normalization(args.get("slat_normalization"))
+    networks = {}
     for name, (build, abstract) in _NETWORKS.items():
         stem = network_files(path, args.get("models"), name)
         networks[name], params[name] = read_network(stem, partial(build, dtype=dtype), abstract)
-    gaussian, splats = networks["slat_decoder_gs"]
-    counts = zip(("sparse_structure_sampler", "slat_sampler"), steps or (None, None), strict=True)
-    design = Design(
-        networks["sparse_structure_flow_model"],
-        networks["sparse_structure_decoder"],
-        networks["slat_flow_model"],
-        gaussian,
-        splats,
-        *(read_sampler(args.get(name), count) for name, count in counts),
-        rooms,
-    )
-    known = _read_normalization(args.get("slat_normalization"), design)
-    return checked(design, path), params | known
+    *others, (gaussian, splats) = networks.values()
+    design = Design(*others, gaussian, splats, *samplers, rooms)
+    return checked(design, len(params["mean"]), path), params
 
 
-def checked(design: Design, source: Any) -> Design:
-    """The same, once its parts are known to fit each other; raises `WeightsError`."""
+def checked(design: Design, channels: int, source: Any) -> Design:
+    """The same, once its parts are known to fit each other and a normalisation of so many channels.
+
+    Raises:
+      WeightsError: they do not.
+    """
     flow, decoder = design.structure_flow.config, design.structure_decoder.config
     latent, last = design.latent_flow.config, design.gaussian_decoder.config
     side = flow.resolution * 2 ** (len(decoder.channels) - 1)
     pairs = {
         "channels of dense latents": (flow.in_channels, flow.out_channels, decoder.latent_channels),
         "voxels along an axis": (side, latent.resolution, last.resolution),
-        "channels of latents": (latent.in_channels, latent.out_channels, last.latent_channels),
+        "channels of latents": (
+            latent.in_channels,
+            latent.out_channels,
+            last.latent_channels,
+            channels,
+        ),
         "levels and rooms": (len(latent.io_block_channels) + 1, len(design.rooms)),
     }
     for what, numbers in pairs.items():
@@ -404,11 +406,10 @@ def read_sampler(config: Any, steps: int | None = None) -> Sampler:
     return sampler(found, strength, interval, rescale_t)
 
 
-def _read_normalization(config: Any, design: Design) -> Params:
-    """`{"mean", "std"}` of the latents."""
+def read_normalization(config: Any) -> Params:
+    """`{"mean", "std"}` of the latents; raises `WeightsError`."""
     config = config if isinstance(config, dict) else {}
     found = weights.checked(config, dict.fromkeys(("mean", "std"), tuple[float, ...]))
-    channels = design.latent_flow.config.in_channels
-    if [len(found.get(k, ())) for k in ("mean", "std")] != [channels] * 2:
-        raise WeightsError(f"slat_normalization is no mean and std of {channels} channels")
-    return {k: jnp.asarray(v, jnp.float32) for k, v in found.items()}
+    if len({len(found.get(name, ())) for name in ("mean", "std")}) != 1 or not found:
+        raise WeightsError("slat_normalization is no mean and std of as many channels")
+    return {name: jnp.asarray(value, jnp.float32) for name, value in found.items()}

@@ -1,5 +1,6 @@
 """TRELLIS: its files, its numbers, its two flows as one sampler, and its assets in our world."""
 
+import dataclasses
 import json
 from functools import partial
 from itertools import pairwise
@@ -156,9 +157,15 @@ def test_what_looks_along_minus_y_looks_along_x():
     splats = trellis_gaussians.from_config(
         folders.KNOWN["slat_dec_gs"]["config"]["args"]["representation_config"]
     )
-    voxels = sparse.voxels(jnp.array([(4 * SIDE + 0) * SIDE + 6]), SIDE)
+    place = jnp.array([(4 * SIDE + 0) * SIDE + 6])
     raw, offsets = jnp.zeros((1, 14 * splats.count)), jnp.zeros((splats.count, 3))
-    made = trellis_gaussians.parameters(raw, offsets, voxels, splats, SIDE)
+
+    @jax.jit
+    def make(place, raw, offsets):
+        voxels = sparse.voxels(place, SIDE)
+        return trellis_gaussians.parameters(raw, offsets, voxels, splats, SIDE)
+
+    made = make(place, raw, offsets)
     # Theirs is at (1/16, -7/16, 5/16).
     np.testing.assert_allclose(made["means"][0], [7 / 16, 1 / 16, 5 / 16], atol=1e-6)
 
@@ -198,7 +205,13 @@ def asked(model):
     """Starts, conditions and knobs of three assets."""
     conds = [model.condition(Prompt(t)) for t in ("a chair", "a cat", "a blue mug")]
     starts = [model.begin(jax.random.key(k), cond) for k, cond in enumerate(conds)]
-    return stack(starts), stack(conds), stack([knobs(k, model_scale=1.0 + k) for k in range(3)])
+    numbers = [knobs(k, model_scale=1.0 + k) for k in range(3)]
+    return tuple(host(stack(trees)) for trees in (starts, conds, numbers))
+
+
+def host(tree):
+    """The same in NumPy, whose indexing compiles nothing."""
+    return jax.tree.map(np.asarray, tree)
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +220,7 @@ def paths(model, take, asked):
     states, conds, numbers = asked
     found = [states]
     for i in range(model.steps):
-        found.append(take(found[-1], jnp.full(3, i), conds, numbers))
+        found.append(host(take(found[-1], np.full(3, i), conds, numbers)))
     return found
 
 
@@ -236,19 +249,18 @@ def test_both_flows_are_the_steps_of_one_sampler(model, paths):
 def test_a_batch_is_each_alone_from_any_step(take, asked, paths):
     """The first asset among copies of itself; and all three from different steps on."""
     _, conds, numbers = asked
-    only = jax.tree.map(lambda x: jnp.stack([x[1]] * 3), (paths[0], conds, numbers))
+    only = jax.tree.map(lambda x: np.stack([x[1]] * 3), (paths[0], conds, numbers))
     z = only[0]
     for i in range(6):
-        z = take(z, jnp.full(3, i), *only[1:])
+        z = host(take(z, np.full(3, i), *only[1:]))
         assert_same(jax.tree.map(lambda x: x[2], z), jax.tree.map(lambda x: x[1], paths[i + 1]))
-    at = (0, 2, 4)
-    for _ in range(2):
-        mixed = stack([jax.tree.map(lambda x, k=k, i=i: x[k], paths[i]) for k, i in enumerate(at)])
-        after = take(mixed, jnp.array(at), conds, numbers)
+    for at in ((0, 2, 4), (5, 1, 3)):
+        mixed = jax.tree.map(
+            lambda *path, at=at: np.stack([path[i][k] for k, i in enumerate(at)]), *paths
+        )
+        after = host(take(mixed, np.array(at), conds, numbers))
         for k, i in enumerate(at):
-            row = jax.tree.map(lambda x, k=k: x[k], (after, paths[i + 1]))
-            assert_same(*row)
-        at = (5, 1, 3)
+            assert_same(*jax.tree.map(lambda x, k=k: x[k], (after, paths[i + 1])))
 
 
 def test_too_many_voxels_or_none_are_told(core, paths):
@@ -261,10 +273,9 @@ def test_too_many_voxels_or_none_are_told(core, paths):
     decoder = params["sparse_structure_decoder"]
     low = {**decoder, "out_layer_2": {**decoder["out_layer_2"], "bias": jnp.full(1, -1e4)}}
     empty = {**params, "sparse_structure_decoder": low}
-    found = jax.jit(jax.vmap(partial(trellis.settle, design), (None, 0)))(empty, z)
-    assert np.isnan(found.latent).all()
-    full = jax.jit(jax.vmap(partial(trellis.settle, design), (None, 0)))(params, z)
-    assert np.isfinite(full.latent).all()
+    settle = jax.jit(jax.vmap(partial(trellis.settle, design), (None, 0)))
+    assert np.isnan(settle(empty, z).latent).all()
+    assert np.isfinite(settle(params, z).latent).all()
 
 
 def test_the_digest_tells_models_apart(core, model):
@@ -428,7 +439,11 @@ def test_lying_settings(tmp_path, part, changes, message):
     [
         ({"slat_sampler": {"name": "DDIM"}}, "a sampler is a 'DDIM'"),
         ({"slat_sampler": None}, "a sampler is a None"),
-        ({"slat_normalization": {"mean": [0.0], "std": [1.0]}}, "no mean and std of 8 channels"),
+        (
+            {"slat_normalization": {"mean": [0.0], "std": [1.0]}},
+            r"\(8, 8, 8, 1\) channels of latents",
+        ),
+        ({"slat_normalization": {"mean": [0.0], "std": [1.0, 1.0]}}, "no mean and std of as many"),
         ({"models": {}}, r"models\.sparse_structure_flow_model = None"),
         ({"models": {"sparse_structure_flow_model": "../x"}}, r"= '\.\./x'"),
         ({"models": {"sparse_structure_flow_model": "ckpts/none"}}, r"none\.json is missing"),
@@ -442,7 +457,7 @@ def test_lying_pipelines(texts, tmp_path, changes, message):
         trellis.load(tmp_path)
 
 
-def test_parts_of_different_models_are_told(texts, tmp_path):
+def test_parts_of_different_models_are_told(texts, core, tmp_path):
     folders.write_core(tmp_path, width=24)
     with pytest.raises(WeightsError, match=r"put the text_encoder/ and tokenizer/ of a Stable"):
         trellis.open(tmp_path)
@@ -450,8 +465,9 @@ def test_parts_of_different_models_are_told(texts, tmp_path):
         (tmp_path / part).symlink_to(texts / part)
     with pytest.raises(WeightsError, match=r"width \[24\], its encoder makes 32"):
         trellis.open(tmp_path)
+    design, _ = core
     with pytest.raises(WeightsError, match=r"\(2, 3\) levels and rooms"):
-        trellis.load(tmp_path, rooms=(9, 9, 9))
-    folders.write_part(tmp_path / "ckpts" / "ss_flow", "ss_flow")
+        trellis.checked(design._replace(rooms=(9, 9, 9)), 8, "x")
+    wide = networks.StructureFlow(dataclasses.replace(design.structure_flow.config, resolution=8))
     with pytest.raises(WeightsError, match=r"\(16, 8, 8\) voxels along an axis"):
-        trellis.load(tmp_path)
+        trellis.checked(design._replace(structure_flow=wide), 8, "x")
