@@ -66,12 +66,12 @@ def pipeline(**changes) -> dict:
     sampler = {
         "name": "FlowEulerGuidanceIntervalSampler",
         "args": {"sigma_min": 1e-5},
-        "params": {"steps": 3, "cfg_strength": 5.0, "cfg_interval": [0.5, 1.0], "rescale_t": 3.0},
+        "params": {"steps": 3, "cfg_strength": 5, "cfg_interval": [0.0, 1], "rescale_t": 3.0},
     }
     args = {
         "models": {name: f"ckpts/{part}" for name, part in PARTS.items()},
         "sparse_structure_sampler": sampler,
-        "slat_sampler": sampler | {"params": sampler["params"] | {"cfg_interval": [0.0, 1.0]}},
+        "slat_sampler": sampler,
         "slat_normalization": {"mean": [0.1] * 8, "std": [0.5] * 8},
         "text_cond_model": "openai/clip-vit-large-patch14",
     }

@@ -19,6 +19,7 @@ from jax3d import weights
 from jax3d.models import shap_e, trellis, trellis_gaussians, trellis_prompts
 from jax3d.models.open import open_model
 from jax3d.nn import dino, sparse, trellis_latents
+from jax3d.nn import trellis as networks
 from jax3d.render import ewa
 from jax3d.types import Cond, Condition, Prompt
 from jax3d.weights import WeightsError
@@ -69,18 +70,19 @@ def test_guided_steps_are_the_official_code():
     np.testing.assert_allclose(asked, io["model_calls_t"], rtol=1e-6)
 
     def velocity(x, t, told):
-        return jnp.matmul(x, io["W"], precision="highest") + told * jnp.cos(t / 300)[:, None]
+        wave = jnp.cos(t / 300)[:, None, None]
+        return jnp.matmul(x, io["W"], precision="highest") + told * wave
 
     @jax.jit
     @partial(jax.vmap, in_axes=(0, None, 0))
     def step(x, i, cond):
         return trellis.euler(velocity, x, i, steps, cond, jnp.float32(1 + strength))
 
-    cond = Condition(Cond(jnp.asarray(io["in_cond"])), Cond(jnp.asarray(io["in_neg"])))
-    x = jnp.asarray(io["in_x"])
+    x, plain, null = (jnp.asarray(io[name])[:, None] for name in ("in_x", "in_cond", "in_neg"))
+    cond = Condition(Cond(plain), Cond(null))
     for i, wanted in enumerate(io["pred_x_t"]):
         x = step(x, jnp.int32(i), cond)
-        np.testing.assert_allclose(x, wanted, atol=1e-5)
+        np.testing.assert_allclose(x[:, 0], wanted, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -267,15 +269,16 @@ def test_too_many_voxels_or_none_are_told(core, paths):
     design, params = core
     z = jax.tree.map(lambda x: x[:2], paths[2])
     tight = design._replace(rooms=(ROOMS[0], 8))
-    found = jax.jit(jax.vmap(partial(trellis.settle, tight, params)))(z)
+    settle = jax.jit(jax.vmap(partial(trellis.settle, tight), (None, 0)))
+    found = settle(params, z)
     assert np.all(np.asarray(found.lost) > 0)
     assert np.isnan(found.latent).all()
     decoder = params["sparse_structure_decoder"]
     low = {**decoder, "out_layer_2": {**decoder["out_layer_2"], "bias": jnp.full(1, -1e4)}}
-    empty = {**params, "sparse_structure_decoder": low}
-    settle = jax.jit(jax.vmap(partial(trellis.settle, design), (None, 0)))
-    assert np.isnan(settle(empty, z).latent).all()
-    assert np.isfinite(settle(params, z).latent).all()
+    found = settle({**params, "sparse_structure_decoder": low}, z)
+    np.testing.assert_array_equal(found.lost, 0)
+    assert np.isnan(found.latent).all()
+    assert np.isfinite(paths[3].latent).all()
 
 
 def test_the_digest_tells_models_apart(core, model):

@@ -60,7 +60,7 @@ def test_a_solid_ball_has_its_volume():
         coords, said(coords, lambda x: np.linalg.norm(x, axis=-1) - 0.35), SIDE
     )
     made = trellis_mesh.extract(found, SIDE)
-    assert abs(signed_volume(made) / (4 / 3 * np.pi * 0.35**3) - 1) < 0.05
+    assert abs(signed_volume(made) / (4 / 3 * np.pi * 0.35**3) - 1) < 0.08
     np.testing.assert_allclose(np.linalg.norm(made.vertices, axis=1), 0.35, atol=0.015)
     outside = trellis_mesh.lattice(coords[:5], said(coords[:5], lambda x: x[..., 0] + 9), SIDE)
     with pytest.raises(EmptyFieldError):
