@@ -202,7 +202,7 @@ def euler(
 
     def both(x):
         plain, null = velocity(jnp.broadcast_to(x, (2, *x.shape)), times, told)
-        return diffusion.cfg(null, plain, jnp.where(guided, scale, 1.0))
+        return jnp.where(guided, diffusion.cfg(null, plain, scale), plain)
 
     def plain(x):
         return velocity(x[None], times[:1], told[:1])[0]
@@ -250,7 +250,7 @@ _READS = {"TrellisImageTo3DPipeline": "image_cond_model", "TrellisTextTo3DPipeli
 def recognises(path: Path) -> bool:
     """Whether it is a folder of TRELLIS."""
     config = path / "pipeline.json"
-    return config.is_file() and weights.read_config(config).get("name") in _READS
+    return config.is_file() and str(weights.read_config(config).get("name")) in _READS
 
 
 def open(
@@ -274,10 +274,10 @@ def open(
       ValueError: a file is missing, damaged, unsupported or does not fit the others.
     """
     pipeline = weights.read_config(path / "pipeline.json")
-    args = pipeline.get("args")
-    if not isinstance(args, dict):
-        raise WeightsError(f"{path / 'pipeline.json'}: lacks args")
-    named = _READS[pipeline["name"]]
+    args, kind = pipeline.get("args"), str(pipeline.get("name"))
+    if not isinstance(args, dict) or kind not in _READS:
+        raise WeightsError(f"{path / 'pipeline.json'}: no pipeline of TRELLIS with its args")
+    named = _READS[kind]
     if named:
         reader = trellis_prompts.read_pictures(path, str(args.get(named)), dtype)
     else:
@@ -302,10 +302,15 @@ def load(
     rooms: tuple[int, ...] = ROOMS,
 ) -> tuple[Design, Params]:
     """All but the reader; arguments and errors are those of `open`."""
-    args = weights.read_config(path / "pipeline.json")["args"]
-    counts = zip(("sparse_structure_sampler", "slat_sampler"), steps or (None, None), strict=True)
-    samplers = [read_sampler(args.get(name), count) for name, count in counts]
-    params = read_normalization(args.get("slat_normalization"))
+    source = path / "pipeline.json"
+    args = weights.read_config(source)["args"]
+    try:
+        names = ("sparse_structure_sampler", "slat_sampler")
+        counts = zip(names, steps or (None, None), strict=True)
+        samplers = [read_sampler(args.get(name), count) for name, count in counts]
+        params = read_normalization(args.get("slat_normalization"))
+    except WeightsError as error:
+        raise WeightsError(f"{source}: {error}") from error
     networks = {}
     for name, (build, abstract) in _NETWORKS.items():
         stem = network_files(path, args.get("models"), name)
