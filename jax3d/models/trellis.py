@@ -400,7 +400,8 @@ def read_sampler(config: Any, steps: int | None = None) -> Sampler:
     config = config if isinstance(config, dict) else {}
     if (kind := config.get("name")) not in _SAMPLERS:
         raise WeightsError(f"a sampler is a {weights.shown(kind)}, not one of {_SAMPLERS}")
-    params = weights.checked(config.get("params") or {}, _PARAMS)
+    params = config.get("params")
+    params = weights.checked(params if isinstance(params, dict) else {}, _PARAMS)
     if lost := sorted({"steps", "cfg_strength"} - set(params)):
         raise WeightsError(f"a sampler's params lack {', '.join(lost)}")
     found = steps or params["steps"]
