@@ -26,6 +26,7 @@ import parity_imagedream
 import parity_instantmesh
 import parity_lrm
 import parity_shap_e
+import parity_trellis
 import parity_zero123
 import parity_zero123plus
 from rich.console import Console
@@ -760,6 +761,8 @@ SYSTEMS: dict[str, Callable[[Path, Path, Arrays], Checks]] = {
     "zero123": theirs(parity_zero123.check),
     "zero123plus": theirs(parity_zero123plus.check),
     "hunyuan3d2": theirs(parity_hunyuan3d.check),
+    "trellis_ss_flow": theirs(parity_trellis.check_structure),
+    "trellis_slat": theirs(parity_trellis.check_latents),
 }
 INPUTS = re.compile(
     r"in_.*|sds_(noise|t)|lat_z|addnoise_(x0|noise|t)|eta\d+_noises|sel|zero123_ref"
@@ -767,6 +770,7 @@ INPUTS = re.compile(
     r"|render_(cameras|noise_.*)|crop_anchors|points|query_points|cam_fovy_deg"
     r"|noise_(stratified|pmf|importance|pdf)|fc_sdf_used|q_pos|grid_size|mesh_sdf_bias_added"
     r"|vae_(in_latents|queries)|shift"
+    r"|dec_in|W|steps|rescale_t|cfg_(strength|interval)"
 )
 
 

@@ -29,15 +29,22 @@ def bicubic(n: int, at: Float[np.ndarray, " m"], a: float = -0.75) -> Float[np.n
     return matrix
 
 
-def antialiased(n: int, m: int, kernel: Literal["linear", "cubic"]) -> Float[np.ndarray, "m n"]:
-    """A kernel (cubic: a = -1/2) widened where there are fewer samples out than in.
+def antialiased(
+    n: int, m: int, kernel: Literal["linear", "cubic", "lanczos"]
+) -> Float[np.ndarray, "m n"]:
+    """A kernel (cubic: a = -1/2; Lanczos: 3 lobes) widened for fewer samples out than in.
 
     Weights that fall outside are left out, and the others sum to 1.
     """
     wide = max(n / m, 1.0)
     away = (np.arange(n) - positions(n, m)[:, None]) / wide
-    linear = kernel == "linear"
-    weight = np.maximum(1.0 - np.abs(away), 0.0) if linear else _cubic(away, -0.5)
+    match kernel:
+        case "linear":
+            weight = np.maximum(1.0 - np.abs(away), 0.0)
+        case "cubic":
+            weight = _cubic(away, -0.5)
+        case "lanczos":
+            weight = np.where(np.abs(away) < 3, np.sinc(away) * np.sinc(away / 3), 0.0)
     return weight / weight.sum(axis=1, keepdims=True)
 
 

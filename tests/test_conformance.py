@@ -42,10 +42,13 @@ from jax3d.models import (
     props_native,
     shap_e,
     shap_e_renderer,
+    trellis,
+    trellis_gaussians,
     triposr,
 )
 from jax3d.models.base import Model
-from jax3d.nn import prior_transformer
+from jax3d.nn import prior_transformer, trellis_latents
+from jax3d.nn import trellis as trellis_networks
 from jax3d.nn.dino import DinoConfig
 from jax3d.optimize import asset, engine
 from jax3d.optimize.asset import AssetConfig
@@ -138,6 +141,49 @@ GUIDANCES = {
 def feed_forward(design) -> Model:
     """A model of tiny sizes with random weights."""
     return lrm.model(design, lrm.split(drawn(lrm.abstract_params(design))), "tiny")
+
+
+def sparse_sampler() -> Model:
+    """TRELLIS of tiny sizes with random weights, told the length of a text."""
+    structure, latent = trellis_networks.StructureFlowConfig, trellis_latents.LatentFlowConfig
+    tiny = {"model_channels": 8, "cond_channels": 4, "num_blocks": 1, "num_heads": 2}
+    io = {"in_channels": 2, "out_channels": 2}
+    decoder = trellis_networks.StructureDecoderConfig(1, 2, 1, 0, (4, 4))
+    last = trellis_latents.DecoderConfig(4, 8, 2, 2, 2, window_size=2)
+    splats = trellis_gaussians.Splats(
+        2, dict.fromkeys(trellis_gaussians.NUMBERS, 1.0), True, 1.5, 0.01, 0.1, 0.5, "softplus", 0.1
+    )
+    networks = {
+        "sparse_structure_flow_model": (
+            trellis_networks.StructureFlow(structure(2, **io, **tiny)),
+            trellis_networks.abstract_structure_flow,
+        ),
+        "sparse_structure_decoder": (
+            trellis_networks.StructureDecoder(decoder),
+            trellis_networks.abstract_structure_decoder,
+        ),
+        "slat_flow_model": (
+            trellis_latents.LatentFlow(
+                latent(4, **io, **tiny, num_io_res_blocks=1, io_block_channels=(4,))
+            ),
+            trellis_latents.abstract_latent_flow,
+        ),
+        "slat_decoder_gs": (
+            (trellis_latents.GaussianDecoder(last, 28), splats),
+            trellis_gaussians.abstract_params,
+        ),
+    }
+    params = {name: drawn(abstract(net)) for name, (net, abstract) in networks.items()}
+    params |= {"mean": jnp.zeros(2), "std": jnp.ones(2)}
+
+    def condition(prompt):
+        told = jnp.sin(jnp.arange(4.0) + len(prompt.text))[None]
+        return Condition(Cond(told), Cond(jnp.zeros_like(told)))
+
+    first, second, third, (fourth, _) = (net for net, _ in networks.values())
+    samplers = trellis.sampler(2, 5.0, (0.6, 1.0), 3.0), trellis.sampler(2, 5.0)
+    design = trellis.Design(first, second, third, fourth, splats, *samplers, (64, 8))
+    return trellis.model(design, params, shap_e.Reader(condition, 4, "lengths"), "tiny")
 
 
 def drawn(like):
@@ -295,6 +341,7 @@ MODELS = {
     "instantmesh": of_six_views("InstantMesh"),
     "shap_e": native_sampler(),
     "hunyuan3d": flow_sampler(),
+    "trellis": sparse_sampler(),
 }
 PICTURES = np.random.default_rng(0).random((3, 9, 8, 4), np.float32)
 PROMPTS = [
@@ -302,8 +349,9 @@ PROMPTS = [
     for text, picture in zip(("a red chair", "a cat", "a blue mug"), PICTURES, strict=True)
 ]
 
-# Models of one step are alike to the engine, and so are flows on latents.
-slow_models = {"openlrm", "instantnerf", "instantmesh", "reconstructor", "hunyuan3d"}
+# Models of one step are alike to the engine, and so are flows on latents; TRELLIS's own tests ask
+# of it the same by one program.
+slow_models = {"openlrm", "instantnerf", "instantmesh", "reconstructor", "hunyuan3d", "trellis"}
 staged = pytest.mark.parametrize(
     "model",
     [

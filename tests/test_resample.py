@@ -19,6 +19,7 @@ def test_weights_sum_to_one(n, m):
         resample.bicubic(n, at),
         resample.antialiased(n, m, "linear"),
         resample.antialiased(n, m, "cubic"),
+        resample.antialiased(n, m, "lanczos"),
     ):
         assert matrix.shape == (m, n)
         np.testing.assert_allclose(matrix.sum(1), 1.0)
@@ -29,11 +30,15 @@ def test_the_same_size_changes_nothing():
         resample.bicubic(7, resample.positions(7, 7)),
         resample.antialiased(7, 7, "linear"),
         resample.antialiased(7, 7, "cubic"),
+        resample.antialiased(7, 7, "lanczos"),
     ):
         np.testing.assert_allclose(matrix, np.eye(7), atol=1e-12)
 
 
-@pytest.mark.parametrize(("kernel", "mode"), [("linear", "BILINEAR"), ("cubic", "BICUBIC")])
+@pytest.mark.parametrize(
+    ("kernel", "mode"),
+    [("linear", "BILINEAR"), ("cubic", "BICUBIC"), ("lanczos", "LANCZOS")],
+)
 @pytest.mark.parametrize("m", [5, 17, 18, 40])
 def test_antialiased_is_pillows(kernel, mode, m):
     picture = np.random.default_rng(0).random((1, 17), np.float32)

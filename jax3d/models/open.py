@@ -16,6 +16,7 @@ from jax3d.models import (
     props_lrm,
     props_native,
     shap_e,
+    trellis,
     triposr,
 )
 from jax3d.models.base import Model
@@ -23,7 +24,7 @@ from jax3d.models.viewed import viewed
 from jax3d.priors import zero123plus
 from jax3d.priors.base import Critic
 
-_SYSTEMS = (instantmesh, props_lrm, props_native, triposr, openlrm, shap_e, hunyuan3d)
+_SYSTEMS = (instantmesh, props_lrm, props_native, triposr, openlrm, shap_e, hunyuan3d, trellis)
 """Each has `recognises(path)` and `open(path, dtype)`; the first to recognise a path opens it."""
 
 _KNOWN = (
@@ -31,8 +32,8 @@ _KNOWN = (
     "and `jax3d train lrm` write it; a folder of TripoSR (config.yaml, model.ckpt); one of OpenLRM "
     "(config.json, model.safetensors); one of Shap-E in diffusers' layout (prior/, "
     "shap_e_renderer/); one of Hunyuan3D 2 (hunyuan3d-dit-*: config.yaml, "
-    "model.fp16.safetensors); and a checkpoint of InstantMesh (instant_nerf_*.ckpt, "
-    "instant_mesh_*.ckpt)"
+    "model.fp16.safetensors); one of TRELLIS (pipeline.json, ckpts/); and a checkpoint of "
+    "InstantMesh (instant_nerf_*.ckpt, instant_mesh_*.ckpt)"
 )
 
 _FETCHED = ("*.json", "*.yaml", "*.txt", "*.safetensors", "*.ckpt", "*.bin")

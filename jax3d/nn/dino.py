@@ -76,12 +76,14 @@ class Dino(nn.Module):
 
     config: DinoConfig = VIT_B16
     dtype: Any = jnp.float32
+    normalised: bool = True
+    """Whether tokens come out of the last norm; else before it."""
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "b h w 3"], told: Float[Array, "b k"] | None = None
     ) -> Float[Array, "b l c"]:
-        """The normalised tokens: the class token, the registers, the patches row by row.
+        """The tokens: the class token, the registers, the patches row by row.
 
         Args:
           images: as `normalise` leaves them, or not, as the weights were trained.
@@ -94,7 +96,7 @@ class Dino(nn.Module):
         x = Embeddings(c, self.dtype, name="embeddings")(images)
         for i in range(c.num_hidden_layers):
             x = Block(c, self.dtype, name=f"blocks_{i}")(x, told)
-        return layer_norm("norm", c.layer_norm_eps)(x)
+        return layer_norm("norm", c.layer_norm_eps)(x) if self.normalised else x
 
 
 class Embeddings(nn.Module):
