@@ -44,6 +44,7 @@ from jax3d.models import (
     shap_e_renderer,
     trellis,
     trellis_gaussians,
+    trellis_prompts,
     triposr,
 )
 from jax3d.models.base import Model
@@ -183,7 +184,7 @@ def sparse_sampler() -> Model:
     first, second, third, (fourth, _) = (net for net, _ in networks.values())
     samplers = trellis.sampler(2, 5.0, (0.6, 1.0), 3.0), trellis.sampler(2, 5.0)
     design = trellis.Design(first, second, third, fourth, splats, *samplers, (64, 8))
-    return trellis.model(design, params, shap_e.Reader(condition, 4, "lengths"), "tiny")
+    return trellis.model(design, params, trellis_prompts.Reader(condition, 4, "lengths"), "tiny")
 
 
 def drawn(like):

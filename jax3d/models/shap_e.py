@@ -66,7 +66,7 @@ class Reader(NamedTuple):
     """Of a token."""
     digest: str
     """Of what decides."""
-    scale: float = 1.0
+    scale: float
     """Of the guidance, in diffusers' pipelines."""
 
 

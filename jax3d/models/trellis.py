@@ -26,8 +26,8 @@ from jax3d import diffusion, hub, weights
 from jax3d.fields import gaussians
 from jax3d.models import trellis_gaussians, trellis_prompts
 from jax3d.models.base import Model
-from jax3d.models.shap_e import Reader
 from jax3d.models.trellis_gaussians import Splats
+from jax3d.models.trellis_prompts import Reader
 from jax3d.nn import sparse, trellis, trellis_latents
 from jax3d.nn.trellis import StructureDecoder, StructureFlow
 from jax3d.nn.trellis_latents import GaussianDecoder, LatentFlow

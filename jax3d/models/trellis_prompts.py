@@ -5,8 +5,9 @@ Letters: s side of a picture, l tokens, e their width.
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,6 @@ from jaxtyping import Array, Float, Int
 
 from jax3d import resample, weights
 from jax3d.models import lrm
-from jax3d.models.shap_e import Reader
 from jax3d.nn import clip_text, dino, tokenizer
 from jax3d.nn.dino import Dino, DinoConfig
 from jax3d.nn.trellis import plain_norm
@@ -26,6 +26,16 @@ SIDE = 518
 """Of the picture, pixels."""
 SOLID, MARGIN = 0.8, 1.2
 """Opacity above which a pixel is the object's, and the cut-out's side by that of the object."""
+
+
+class Reader(NamedTuple):
+    """How a prompt becomes what the flows are told."""
+
+    condition: Callable[[Prompt], Condition]
+    width: int
+    """Of a token."""
+    digest: str
+    """Of what decides."""
 
 
 def read_texts(folder: Path, dtype: Any) -> Reader:

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from toys import knobs, stack
 
 from jax3d import weights
-from jax3d.models import shap_e, trellis, trellis_gaussians, trellis_prompts
+from jax3d.models import trellis, trellis_gaussians, trellis_prompts
 from jax3d.models.open import open_model
 from jax3d.nn import dino, sparse, trellis_latents
 from jax3d.nn import trellis as networks
@@ -193,7 +193,7 @@ def model(core):
         told = jnp.sin(jnp.arange(1.0, folders.WIDTH + 1) * len(prompt.text))[None]
         return Condition(Cond(told), Cond(jnp.zeros_like(told)))
 
-    return trellis.model(*core, shap_e.Reader(condition, folders.WIDTH, "lengths"), "tiny")
+    return trellis.model(*core, trellis_prompts.Reader(condition, folders.WIDTH, "lengths"), "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +283,7 @@ def test_too_many_voxels_or_none_are_told(core, paths):
 
 def test_the_digest_tells_models_apart(core, model):
     design, params = core
-    reader = shap_e.Reader(None, folders.WIDTH, "lengths")
+    reader = trellis_prompts.Reader(None, folders.WIDTH, "lengths")
     assert len(model.digest) == 64
     assert trellis.model(design, params, reader, "x").digest == model.digest
     other = design._replace(latent_sampler=trellis.sampler(3, 4.0, (0.5, 1.0), 3.0))
