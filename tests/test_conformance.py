@@ -371,7 +371,7 @@ optimised = [
         *critic,
         id=f"{name}-{other}",
         marks=[pytest.mark.slow]
-        * (name in ("grid", "nerstf") or (other != "gaussian" and name != "mlp")),
+        * (name in ("grid", "nerstf", "gaussians") or (other != "gaussian" and name != "mlp")),
     )
     for name, rep in REPRESENTATIONS.items()
     for other, critic in PRIORS.items()

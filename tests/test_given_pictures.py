@@ -82,21 +82,21 @@ def test_the_loss_is_that_of_colour_and_coverage():
 
 def test_the_known_view_comes_to_look_like_the_picture(folder, picture):
     critic = open_critic(folder)
-    recipe = small("zero123", steps=60, lambda_sds=(0.0,), lambda_known=(1.0,), lr=(3.0,))
+    recipe = small("zero123", steps=30, lambda_sds=(0.0,), lambda_known=(1.0,), lr=(3.0,))
     opened = recipe.open(critic)
     cond = opened.condition(Prompt("", image=picture))
-    task = Task(cond, recipe.knobs_of(0), (60,))
+    task = Task(cond, recipe.knobs_of(0), (30,))
     (stage,) = opened.stages
 
     @jax.jit
     def run(state):
         return jax.lax.scan(
-            lambda state, _: stage.step(state, stage.shared, cond, task.knobs), state, length=60
+            lambda state, _: stage.step(state, stage.shared, cond, task.knobs), state, length=30
         )
 
     _, told = run(jax.jit(stage.start)(task, None))
-    assert told["known_rgb_1"][-1] < 0.15 * told["known_rgb_1"][0]
-    assert told["known_mask_1"][-1] < 0.5 * told["known_mask_1"][0]
+    assert told["known_rgb_1"][-1] < 0.5 * told["known_rgb_1"][0]
+    assert told["known_mask_1"][-1] < 0.7 * told["known_mask_1"][0]
 
 
 def test_the_command_makes_an_asset_of_a_picture(folder, picture, tmp_path, monkeypatch):
@@ -112,6 +112,7 @@ def test_the_command_makes_an_asset_of_a_picture(folder, picture, tmp_path, monk
     assert record["recipe"]["known"]["rgb"] == 10_000
 
 
+@pytest.mark.slow
 def test_imagedreams_recipe_takes_two_steps(tmp_path, picture):
     critic = open_critic(write_folder(tmp_path, "imagedream_folder"))
     recipe = small("imagedream", size=8)

@@ -73,6 +73,7 @@ def test_a_model_makes_the_assets_without_a_critic(native, tmp_path):
     assert one == other
 
 
+@pytest.mark.slow
 def test_a_picture_leads_to_an_asset_and_is_kept_through_refinement(pictured, tmp_path):
     made = {}
     for out, recipe in (("fast", pictured), ("refined", pictured.refined(2))):

@@ -93,7 +93,7 @@ def folders(tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "folder"),
     [
-        ("mvdream", "mvdream"),
+        pytest.param("mvdream", "mvdream", marks=pytest.mark.slow),
         pytest.param("dreamfusion_sd", "sd15", marks=pytest.mark.slow),
         pytest.param("prolificdreamer", "sd15", marks=pytest.mark.slow),
     ],

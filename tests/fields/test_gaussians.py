@@ -153,6 +153,7 @@ def test_the_density_makes_flat_gaussians_as_opaque_as_they_are_shown():
     np.testing.assert_allclose(rgb[sigma == 0], 0.5, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_its_mesh_is_the_ball():
     config, params = ball()
     rep = gaussians(config)

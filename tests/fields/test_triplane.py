@@ -70,7 +70,7 @@ def test_density_and_color_are_those_of_the_render():
     ("normals", "changes"),
     [
         ("none", {}),
-        ("finite-difference", {}),
+        pytest.param("finite-difference", {}, marks=pytest.mark.slow),
         ("analytic", DECODED),
         pytest.param("predicted", {}, marks=pytest.mark.slow),
         pytest.param("analytic", {}, marks=pytest.mark.slow),
@@ -103,8 +103,8 @@ def test_gradients_match_finite_differences(normals, changes):
     ("normals", "others"),
     [
         ("none", {}),
-        ("predicted", {}),
-        ("finite-difference", {}),
+        pytest.param("predicted", {}, marks=pytest.mark.slow),
+        pytest.param("finite-difference", {}, marks=pytest.mark.slow),
         ("analytic", DECODED),
         pytest.param("analytic", {}, marks=pytest.mark.slow),
         pytest.param("finite-difference", DECODED, marks=pytest.mark.slow),
@@ -132,6 +132,7 @@ def test_the_fast_renderer_equals_the_reference(normals, others, fold):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_fast_renderer_shows_every_background_in_single_precision():
     ground = jax.random.uniform(jax.random.key(5), (2, 3))
     each = jax.tree.map(lambda a: jnp.broadcast_to(a, (2, *a.shape)), LIT).replace(
@@ -288,6 +289,7 @@ def test_tv_is_the_mean_squared_step_between_texels():
     np.testing.assert_allclose(rep.regularise(params)["tv"], 0.25)
 
 
+@pytest.mark.slow
 def test_fits_known_pictures_in_few_steps():
     rep = triplane(TriplaneConfig(resolution=16, channels=8, hidden=16, coarse=0, samples=24))
     cam = camera.orbit(jnp.arange(4) * jnp.pi / 2, 0.3, 2.7, 0.7)

@@ -63,6 +63,7 @@ def test_permuted_views_permute_the_output(critic):
     assert jnp.abs(other[0] - out[0]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_one_view_is_the_2d_model(critic):
     net, params, (z, t, text, camera) = critic
     alone = net.clone(views=1)

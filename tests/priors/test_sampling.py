@@ -152,8 +152,8 @@ def test_groups_go_all_around():
 
 @pytest.mark.parametrize(("system", "options", "shape"), [
     ("sd21", ("--views", "2", "--method", "euler", "--negative", "in that"), (64, 128)),
-    ("sdxl", ("--views", "1", "--method", "ddpm"), (64, 64)),
-    ("mvdream", ("--views", "4"), (128, 512)),
+    pytest.param("sdxl", ("--views", "1", "--method", "ddpm"), (64, 64), marks=pytest.mark.slow),
+    pytest.param("mvdream", ("--views", "4"), (128, 512), marks=pytest.mark.slow),
     ("pixels", ("--views", "2", "--mode", "words"), (16, 32)),
 ])  # fmt: skip
 def test_the_command_draws_from_any_folder(tmp_path, system, options, shape):

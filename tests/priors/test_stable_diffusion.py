@@ -25,6 +25,7 @@ def nhwc(x):
     return jnp.asarray(np.moveaxis(x, 1, -1))
 
 
+@pytest.mark.slow
 def test_sds_gradient_of_an_image_through_the_encoder(tmp_path):
     """threestudio's Stable Diffusion guidance at scale 100, by autograd in torch."""
     io = vectors("sd15/sds_image_grad")

@@ -74,6 +74,7 @@ def test_later_tokens_are_told_more_of_the_picture(model, picture):
         model.condition(Prompt("a red chair"))
 
 
+@pytest.mark.slow
 def test_a_sampler_stopped_and_gone_on_with_is_the_whole_one(model, picture):
     told, key = model.condition(Prompt("", image=picture)), jax.random.key(3)
     whole = jax.jit(partial(zero123plus.sample, model))(model.params, key, told, 4.0)

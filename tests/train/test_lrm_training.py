@@ -131,6 +131,7 @@ def test_a_folder_of_another_bank_is_refused(run):
         lrm.train(other, run[0], lambda text: None)
 
 
+@pytest.mark.slow
 def test_steps_lower_the_loss(run):
     found = bank(run[0])
     given = props_native.load()
