@@ -230,7 +230,7 @@ def native_sampler() -> Model:
         return Condition(Cond(told), Cond(jnp.zeros_like(told)))
 
     design = shap_e.Design(prior, sampling, renderer.field, tables)
-    return shap_e.model(design, params, shap_e.Reader(condition, 4, "lengths"), "tiny")
+    return shap_e.model(design, params, shap_e.Reader(condition, 4, "lengths", 4.0), "tiny")
 
 
 PRIOR = {

@@ -231,14 +231,16 @@ def make(representation: Representation, terms: Sequence[Term], config: AssetCon
 
 def _judge(representation, term: Term, params, own, keys, state, shared, cond, knobs, size):
     """One term's scalar and metrics, and the regularisers of its renders."""
-    cameras = term.cameras(keys[0], cond)
-    look = term.look(keys[1], state.step, cameras, knobs)
-    render = representation.render(params, keys[2], cameras, look, (size, size))
+    # Taken out once: a key that is indexed again counts as used twice.
+    camera_key, look_key, render_key, judge_key = keys
+    cameras = term.cameras(camera_key, cond)
+    look = term.look(look_key, state.step, cameras, knobs)
+    render = representation.render(params, render_key, cameras, look, (size, size))
     overflow, render = render.overflow, render.replace(overflow=None)
     weight = term.weight(knobs).at(state.step)
     weighed = jax.tree.map(lambda x: scale_gradient(x, weight), render)
-    shot = Shot(state.step, cameras, look, weighed, keys[0])
-    scalar, metrics = term.guidance.loss(shared, keys[3], shot, cond, knobs, own)
+    shot = Shot(state.step, cameras, look, weighed, camera_key)
+    scalar, metrics = term.guidance.loss(shared, judge_key, shot, cond, knobs, own)
     if overflow is not None:
         metrics = metrics | {"overflow": jnp.sum(overflow).astype(jnp.float32)}
     return scalar, metrics, of_pictures(render)
