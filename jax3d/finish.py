@@ -93,10 +93,12 @@ class Finisher:
     def __init__(self, recipe: Recipe, field: Representation | None = None):
         """Prepares the compiled functions of a recipe; `field` is by default what the recipe makes.
 
-        A model's may know more: how the model's makers mesh it.
+        A model's may know more: how the model's makers mesh it. Raises `ValueError` where levels of
+        detail are asked of what is a mesh by itself.
         """
         self.recipe = recipe
         self.field = recipe.outcome.build() if field is None else field
+        mesh.demand_levels(self.field, recipe.mesh)
         size = (recipe.pictures.size,) * 2
         self._picture = jax.jit(
             lambda params, camera, look: self._shown(params, camera, look, size)

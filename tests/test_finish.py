@@ -90,6 +90,13 @@ def test_what_games_ask_lies_beside(finisher, params, tmp_path):
     assert again == config
 
 
+def test_levels_of_what_is_a_mesh_are_refused_before_any_work(finisher):
+    asked = dataclasses.replace(RECIPE, mesh=dataclasses.replace(RECIPE.mesh, lods=1))
+    own = finisher.field._replace(mesh=lambda params: None)
+    with pytest.raises(ValueError, match=r"mesh\.lods"):
+        Finisher(asked, own)
+
+
 def test_the_history_is_a_table(made):
     with open(made / HISTORY, newline="") as file:
         rows = list(csv.DictReader(file))

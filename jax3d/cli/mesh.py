@@ -111,7 +111,7 @@ def _read(options: Options) -> Source:
         from jax3d import folder
 
         asset = folder.load_asset(path)
-        return Source(asset.recipe.field, asset.params)
+        return Source(asset.recipe.outcome, asset.params)
     known = splats.read(path, options.up)
     try:
         there = placed(known, options.stray)

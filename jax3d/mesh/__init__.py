@@ -51,6 +51,7 @@ __all__ = [
     "build",
     "compare",
     "convex_hull",
+    "demand_levels",
     "drop_floaters",
     "extract_surface",
     "glb_faces",
@@ -114,11 +115,10 @@ def levels(representation: Representation, params: Params, config: MeshConfig) -
     """The mesh `of` an asset, and coarser ones after it, on one texture.
 
     They are fewer than the config asks where one cannot be made coarser and stay closed. Raises
-    `ValueError` as `of` does, and where coarser ones are asked of a mesh that is no field's.
+    `ValueError` as `of` and `demand_levels` do.
     """
+    demand_levels(representation, config)
     if representation.mesh is not None:
-        if config.lods:
-            raise ValueError("mesh.lods: coarser levels are made of fields, and this is a mesh")
         return (representation.mesh(params),)
     if representation.density is None or representation.color is None:
         raise ValueError(
@@ -129,6 +129,12 @@ def levels(representation: Representation, params: Params, config: MeshConfig) -
     params = jax.device_put(params)
     bound = representation.bound
     return _build(partial(density, params), partial(shade, params), bound, config)
+
+
+def demand_levels(representation: Representation, config: MeshConfig) -> None:
+    """Raises `ValueError` where coarser levels are asked of what is a mesh, and no field."""
+    if config.lods and representation.mesh is not None:
+        raise ValueError("mesh.lods: coarser levels are made of fields, and this is a mesh")
 
 
 def painted(
