@@ -8,6 +8,7 @@ from etils import epath
 
 from jax3d import bounds
 from jax3d.cli import cache, terminal
+from jax3d.cli.making import OfMesh, Short
 from jax3d.cli.options import parse
 from jax3d.cli.signals import Stop
 from jax3d.mesh import MeshConfig
@@ -24,6 +25,7 @@ class Options:
     """Folder of the new files, one within it for each asset; None: they replace the old ones."""
     cache: bool = True
     """Keep compiled programs in the user's cache folder, for the next run."""
+    short: Short = dataclasses.field(default_factory=OfMesh)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     pictures: Pictures = dataclasses.field(default_factory=Pictures)
     argv: tyro.conf.Suppress[tyro.conf.Fixed[tuple[str, ...]]] = ()
@@ -63,7 +65,7 @@ def _of_asset(options: Options, recipe) -> Options:
     own = dataclasses.replace(options, mesh=recipe.mesh, pictures=recipe.pictures)
     own = parse(own, list(options.argv), "jax3d export")
     bounds.check(own)
-    return own
+    return dataclasses.replace(own, mesh=own.short.of(own.mesh))
 
 
 def _targets(sources: list[epath.Path], out: str | None) -> list[epath.Path]:

@@ -12,10 +12,11 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from jax3d.bounds import Count, Natural, Range, Seed
+from jax3d.bounds import Count, Natural, Positive, Range, Seed
 from jax3d.cli import cache, terminal
 from jax3d.cli.signals import Stop
 from jax3d.manifest import Job
+from jax3d.mesh import Faces, Lods, MeshConfig, Side
 from jax3d.optimize import engine
 from jax3d.optimize.engine import EngineConfig
 from jax3d.optimize.parallel import host_cores
@@ -25,6 +26,31 @@ Dtype = Literal["float32", "bfloat16"]
 
 MADE = ("done", "plateau")
 """Statuses of assets that came out."""
+
+
+@dataclass(frozen=True)
+class OfMesh:
+    """Of `--mesh`. Not aliases of its options: a recipe may hold several meshes' settings."""
+
+    faces: Faces | None = None
+    """Shorthand for --mesh.faces."""
+    texture: Side | None = None
+    """Shorthand for --mesh.texture."""
+    lods: Lods | None = None
+    """Shorthand for --mesh.lods."""
+    hull: Faces | None = None
+    """Shorthand for --mesh.hull."""
+    height: Positive | None = None
+    """Shorthand for --mesh.height."""
+
+    def of(self, mesh: MeshConfig) -> MeshConfig:
+        """A mesh's settings with those that are given here in their place."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return dataclasses.replace(mesh, **given)
+
+
+Short = Annotated[OfMesh, tyro.conf.arg(name="")]
+"""For a command's options, where they stand by themselves."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +95,13 @@ class Making:
     far as there are assets."""
     cache: bool = True
     """Keep compiled programs in the user's cache folder, for the next run."""
+    short: Short = dataclasses.field(default_factory=OfMesh)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Recipe)
 
     def whole_recipe(self) -> Recipe:
         """The recipe with the shorthands applied."""
-        recipe = self.recipe
+        recipe = dataclasses.replace(self.recipe, mesh=self.short.of(self.recipe.mesh))
         if self.model is not None:
             recipe = recipe.made_by(self.model, self.dtype, self.views_by)
         elif self.views_by:

@@ -43,7 +43,7 @@ class Options:
     """Side of these, pixels."""
     cache: bool = True
     """Keep compiled programs in the user's cache folder, for the next run."""
-    mesh: MeshConfig = dataclasses.field(
+    mesh: Annotated[MeshConfig, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=lambda: MeshConfig(resolution=160, faces=10_000, texture=1024)
     )
 

@@ -13,7 +13,6 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tyro.conf import arg
 
 from jax3d.bounds import Count, Positive, Range, Share
 from jax3d.fields.base import Representation
@@ -76,6 +75,11 @@ _COARSEST = 8
 """Points along an axis of the coarsest grid that is tried in place of the asked one."""
 
 
+Faces = Annotated[int, Range(4, 2**31 - 1)]
+Side = Annotated[int, Range(8, 16384)]
+Lods = Annotated[int, Range(0, 8)]
+
+
 @dataclass(frozen=True)
 class MeshConfig:
     """How finely a field is meshed."""
@@ -86,16 +90,16 @@ class MeshConfig:
     """Density of the surface, 1/metre; `None` finds the one that keeps the renders' outline."""
     min_area: Share = 0.01
     """Loose parts are dropped below this fraction of the largest part's area."""
-    faces: Annotated[int, Range(4, 2**31 - 1), arg(aliases=["--faces"])] = 6000
+    faces: Faces = 6000
     """Face budget; unwrapping takes 1 s at 5,000 faces and grows faster than they do."""
-    texture: Annotated[int, Range(8, 16384), arg(aliases=["--texture"])] = 512
+    texture: Side = 512
     """Side of the square texture, pixels."""
-    lods: Annotated[int, Range(0, 8), arg(aliases=["--lods"])] = 0
+    lods: Lods = 0
     """Coarser meshes beside it, for when it is seen from afar: each has half the faces of the one
     before. All share one texture."""
-    hull: Annotated[Annotated[int, Range(4, 2**31 - 1)] | None, arg(aliases=["--hull"])] = None
+    hull: Faces | None = None
     """Face budget of a convex hull for collisions; engines take 255 or so. None makes no hull."""
-    height: Annotated[Positive | None, arg(aliases=["--height"])] = None
+    height: Positive | None = None
     """Of the real object, metres: the mesh is scaled to it and stands on the middle of its base.
     None leaves the field's scale and origin."""
     chunk: Count = 1 << 14

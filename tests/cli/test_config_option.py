@@ -163,6 +163,21 @@ def test_configs_lists_every_file_with_its_first_line(capsys):
         assert f'"""{about}' in config_files.find(name).read_text()
 
 
+@pytest.mark.parametrize("name", sorted(config_files.packaged()))
+def test_every_packaged_recipe_has_its_options_and_the_shorthands(name):
+    try:
+        kept = recipe.load(name)
+    except ValueError:
+        pytest.skip("of a training")
+    _, options = cli.parse(["generate", "a chair", "--config", name, "--lods=2", "--texture=64"])
+    own = options.whole_recipe()
+    assert (own.mesh.lods, own.mesh.texture, own.mesh.faces) == (2, 64, kept.mesh.faces)
+    assert own.texture == kept.texture
+    _, options = cli.parse(["generate", "a chair", "--config", name, "--mesh.lods=1", "--faces=40"])
+    own = options.whole_recipe()
+    assert (own.mesh.lods, own.mesh.faces) == (1, 40)
+
+
 def test_options_override_the_config(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(

@@ -8,7 +8,7 @@ from jax3d.mesh import load_glb, splats
 
 SMALL = [
     "--no-cache",
-    "--mesh.resolution=24",
+    "--resolution=24",
     "--faces=300",
     "--texture=64",
     "--views=8",
