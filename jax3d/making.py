@@ -172,10 +172,12 @@ class _Assets:
         cond = self._condition(job.prompt, own.negative, job.picture)
         return Task(cond, own.knobs_of(job.seed), (*self.opened.steps, *own.lengths))
 
-    def measure(self, index: int, cond: Any) -> Callable[[Params], dict[str, float]] | None:
-        """What is measured of an asset by what it was made from."""
-        own, picture = self.opened.measure, self.jobs[index].picture
-        return None if own is None else lambda params: own(params, cond, picture)
+    def made_from(self, index: int) -> tuple[dict, Callable[[Params], dict[str, float]] | None]:
+        """What a record says of what an asset was made from, and what is measured by it."""
+        if (own := self.opened.measure) is None:
+            return {}, None  # most conditions need not be read once more
+        cond, picture = self.task(index).cond, self.jobs[index].picture
+        return self.opened.about(cond), lambda params: own(params, cond, picture)
 
     def find(self, index: int) -> folder.Found | None:
         """What the folder has of an asset."""
@@ -355,16 +357,15 @@ def _write(run: _Run, outcome: Outcome, work: Sequence[int]) -> dict:
         if why is not None:
             made = finish.write_failure(local, about, why, track.history)
         else:
-            cond = assets.task(track.index).cond
-            about |= assets.opened.about(cond)
+            told, measure = assets.made_from(track.index)
             made = run.finisher.write(
                 outcome.params,
                 local,
-                about,
+                about | told,
                 assets.solid,
                 track.history,
                 outcome.shown,
-                assets.measure(track.index, cond),
+                measure,
             )
         folder.publish(local, assets.place(track.index))
     return made
