@@ -40,13 +40,7 @@ def bake_together(
     meshes: Sequence[Mesh], shade: Field, texture: int, depth: float, chunk: int = 1 << 14
 ) -> tuple[Mesh, ...]:
     """Gives meshes that share a texture the colours of a field, as `bake` does one."""
-    whole = join(meshes)
-    normals = np.concatenate([vertex_normals(mesh.vertices, mesh.faces) for mesh in meshes])
-    face, pixel, barycentric = texels(whole, texture)
-    corners, weights = whole.faces[face], barycentric.astype(np.float32)
-    point = np.einsum("nk,nkc->nc", weights, whole.vertices[corners])
-    normal = np.einsum("nk,nkc->nc", weights, normals[corners])
-    normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-6)
+    pixel, point, normal = places(meshes, texture)
     colors = _look_inwards(shade, point, normal, depth, chunk)
     if not np.isfinite(colors).all():
         raise ValueError(
@@ -56,6 +50,21 @@ def bake_together(
         )
     shared = filled(colors, pixel, texture)
     return tuple(mesh.replace(texture=shared) for mesh in meshes)
+
+
+def places(
+    meshes: Sequence[Mesh], texture: int
+) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n 3"], Float[np.ndarray, "n 3"]]:
+    """The texels of meshes that share a texture: where each lies in it, on the surface, and the
+    surface's normal there."""
+    whole = join(meshes)
+    normals = np.concatenate([vertex_normals(mesh.vertices, mesh.faces) for mesh in meshes])
+    face, pixel, barycentric = texels(whole, texture)
+    corners, weights = whole.faces[face], barycentric.astype(np.float32)
+    point = np.einsum("nk,nkc->nc", weights, whole.vertices[corners])
+    normal = np.einsum("nk,nkc->nc", weights, normals[corners])
+    normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-6)
+    return pixel, point, normal
 
 
 def filled(

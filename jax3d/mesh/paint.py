@@ -20,7 +20,7 @@ from scipy.ndimage import distance_transform_edt, map_coordinates, maximum_filte
 from scipy.spatial import KDTree
 
 from jax3d.fields.base import Representation
-from jax3d.mesh.bake import filled, texels
+from jax3d.mesh.bake import filled, places
 from jax3d.render import raster
 from jax3d.types import Camera, Look, Mesh, Params
 
@@ -67,13 +67,7 @@ def paint(mesh: Mesh, views: Views, texture: int) -> Mesh:
 
     Raises `ValueError` where no view sees any of it.
     """
-    face, pixel, barycentric = texels(mesh, texture)
-    corners, weights = mesh.faces[face], barycentric.astype(np.float32)
-    point = np.einsum("nk,nkc->nc", weights, mesh.vertices[corners])
-    normal = np.einsum(
-        "nk,nkc->nc", weights, raster.vertex_normals(mesh.vertices, mesh.faces)[corners]
-    )
-    normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-6)
+    pixel, point, normal = places([mesh], texture)
     total, sums = np.zeros(len(point), np.float32), np.zeros((len(point), 3), np.float32)
     for i in range(len(views.rgb)):
         weight, color = _seen(mesh, views, i, point, normal)
