@@ -20,7 +20,7 @@ from jaxtyping import Array, Int
 from jax3d.bounds import Range, Share
 from jax3d.data.photographs import Photographs, Transparent, shown
 from jax3d.guidance.base import Guidance, Shot
-from jax3d.metrics.pictures import decibels, ssim
+from jax3d.metrics.pictures import decibels, squared_error, ssim
 from jax3d.types import Camera, Key
 
 
@@ -53,9 +53,8 @@ def photometric(config: PhotometricConfig | None = None) -> Guidance:
         seen = jnp.where(known[..., None], shot.rgb, wanted)
         l1 = jnp.mean(jnp.abs(seen - wanted))
         likeness = jnp.mean(ssim(seen, wanted))
-        error = jnp.sum((seen - wanted) ** 2) / (3 * jnp.maximum(jnp.sum(known), 1))
         value = (1 - config.ssim) * l1 + config.ssim * (1 - likeness)
-        return value, {"photometric": value, "psnr": decibels(error)}
+        return value, {"photometric": value, "psnr": decibels(squared_error(seen, wanted, known))}
 
     return Guidance(loss)
 

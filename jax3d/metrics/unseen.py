@@ -8,7 +8,7 @@ import numpy as np
 
 from jax3d.data.photographs import Photographs, Transparent, shown
 from jax3d.fields.base import Representation
-from jax3d.metrics.pictures import decibels, ssim
+from jax3d.metrics.pictures import decibels, squared_error, ssim
 from jax3d.types import Look, Params
 
 
@@ -28,8 +28,7 @@ def measure(
         wanted, known = shown(photographs, i[None], look.background, size, transparent)
         rgb = field.render(params, None, camera, look, (size, size)).over(look.background)
         rgb = jnp.where(known[..., None], rgb, wanted)
-        error = jnp.sum((rgb - wanted) ** 2) / (3 * jnp.maximum(jnp.sum(known), 1))
-        return decibels(error), jnp.mean(ssim(rgb, wanted))
+        return decibels(squared_error(rgb, wanted, known)), jnp.mean(ssim(rgb, wanted))
 
     def all_of(params: Params, held_out: Photographs | None) -> dict[str, float]:
         if held_out is None:
