@@ -13,39 +13,29 @@ triplane in place of a hash grid, four views throughout, and two stages (64 and 
 place of three.
 """
 
-from jax3d.camera import CameraConfig
-from jax3d.fields.triplane import TriplaneConfig
-from jax3d.guidance.score import ScoreConfig
-from jax3d.guidance.sds import SDSConfig
-from jax3d.optimize.asset import AssetConfig, StageConfig
-from jax3d.recipe import KnobValues, Recipe
+import dataclasses
 
-recipe = Recipe(
-    field=TriplaneConfig(resolution=256, hidden=64, samples=512, learned_background=True),
-    optimize=AssetConfig(
-        camera=CameraConfig(
-            elevation=(0.0, 5.0),
-            fovy=(45.0, 50.0),
-            distance=(0.8, 1.0),
-            fit_radius=1.0,
-            fit="disc",
-            group=4,
-            eye_jitter=0.0,
-            center_jitter=0.0,
-            up_jitter=0.0,
+from jax3d.optimize.asset import StageConfig
+from jax3d.recipe import load
+
+mvdream = load("mvdream")
+
+recipe = dataclasses.replace(
+    mvdream,
+    optimize=dataclasses.replace(
+        mvdream.optimize,
+        camera=dataclasses.replace(
+            mvdream.optimize.camera, elevation=(0.0, 5.0), fovy=(45.0, 50.0)
         ),
-        views=4,
         stages=(StageConfig(5000, 64), StageConfig(7500, 256)),
-        rate=0.01,
-        rates=(("mlp", 0.001), ("background", 0.001)),
     ),
-    guidance=SDSConfig(
-        ScoreConfig(weighting="recon", view_words="none", shared_t=True, rescale=0.2)
+    guidance=dataclasses.replace(
+        mvdream.guidance, score=dataclasses.replace(mvdream.guidance.score, rescale=0.2)
     ),
-    knobs=KnobValues(
+    knobs=dataclasses.replace(
+        mvdream.knobs,
         guidance_scale=(5.0,),
         t_min=(0.98, 0.02, 0.0, 0.64),
         t_max=(0.98, 0.5, 0.0, 0.64),
-        lambda_opacity=(0.0,),
     ),
 )

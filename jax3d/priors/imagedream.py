@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax3d import diffusion, image, weights
+from jax3d import image, weights
 from jax3d.nn import clip_image, resampler, unet, vae
 from jax3d.nn.clip_image import CLIPVisionModel
 from jax3d.nn.resampler import Resampler
 from jax3d.nn.unet import UNet2DConditionModel
 from jax3d.nn.vae import AutoencoderKL
-from jax3d.priors import ldm, mvdream, schedulers, stable_diffusion, zero123
+from jax3d.priors import ldm, mvdream, stable_diffusion, zero123
 from jax3d.priors.base import Critic
 from jax3d.priors.mvdream import VIEWS, camera_vectors
 from jax3d.priors.stable_diffusion import Network
@@ -156,16 +156,7 @@ def open(path: Path, dtype: Any = jnp.float32) -> Critic:
             f"{tower.config.hidden_size} wide"
         )
     eye = Eye(tower, tower_params, reader, reader_params, coder, coder_params, size)
-    schedule = schedulers.Schedule(diffusion.scaled_linear(), "eps", None)
-    prior = stable_diffusion.latent_prior(
-        picture_network(net, pixel),
-        coder,
-        schedule.alphas_cumprod,
-        schedule.prediction,
-        size,
-        VIEWS,
-        reads_camera=True,
-    )
+    prior, schedule = mvdream.view_prior(picture_network(net, pixel), coder, size)
     params = {"unet": net_params, "vae": coder_params}
     mode = "pixel" if pixel else "local"
     seen_by = {**params, "tower": tower_params, "reader": reader_params}

@@ -18,7 +18,7 @@ from jax3d.nn import clip_text, tokenizer, unet, vae
 from jax3d.nn.unet import UNet2DConditionModel
 from jax3d.nn.vae import AutoencoderKL
 from jax3d.priors import ldm, schedulers, stable_diffusion
-from jax3d.priors.base import Critic
+from jax3d.priors.base import Critic, Prior
 from jax3d.priors.stable_diffusion import Network, TextTower
 from jax3d.types import Params
 from jax3d.weights import Flat, WeightsError, to_flax
@@ -34,6 +34,23 @@ def view_network(unet: UNet2DConditionModel) -> Network:
         return unet.apply({"params": params}, z_t, t, text.tokens, poses)
 
     return network
+
+
+def view_prior(
+    network: Network, vae: AutoencoderKL, size: int
+) -> tuple[Prior, schedulers.Schedule]:
+    """A critic of `VIEWS` views of `size` pixels that is told cameras, and its schedule."""
+    schedule = schedulers.Schedule(diffusion.scaled_linear(), "eps", None)
+    prior = stable_diffusion.latent_prior(
+        network,
+        vae,
+        schedule.alphas_cumprod,
+        schedule.prediction,
+        size,
+        VIEWS,
+        reads_camera=True,
+    )
+    return prior, schedule
 
 
 def camera_vectors(c2w: Float[Array, "*v 4 4"]) -> Float[Array, "*v 16"]:
@@ -134,16 +151,7 @@ def _critic(
     source: Path,
 ) -> Critic:
     size = stable_diffusion.demand_fit(net, coder, towers, source)
-    schedule = schedulers.Schedule(diffusion.scaled_linear(), "eps", None)
-    prior = stable_diffusion.latent_prior(
-        view_network(net),
-        coder,
-        schedule.alphas_cumprod,
-        schedule.prediction,
-        size,
-        VIEWS,
-        reads_camera=True,
-    )
+    prior, schedule = view_prior(view_network(net), coder, size)
     params = {"unet": net_params, "vae": coder_params}
     return Critic(
         prior,
