@@ -7,6 +7,7 @@ the tokens of an empty text, the more to the later ones. Letters: s side of a vi
 tokens, d their width, h and w of the picture's latents; the sheet's are 3 h and 2 w.
 """
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,14 +58,14 @@ class SixViews(NamedTuple):
     """The sampler of a folder; functions of one picture, pure but for `condition`."""
 
     params: Params
-    condition: Any
+    condition: Callable[[Prompt], Told]
     """`condition(Prompt) -> Told`, on the host; raises `ValueError` without a picture"""
-    begin: Any
+    begin: Callable[[Key, Told], Array]
     """`begin(key, Told) -> z`, noise of the sheet"""
-    advance: Any
+    advance: Callable[[Params, Array, Array, Told, Array, Key], Array]
     """`advance(params, z, i, Told, scale, key) -> z`: step i, int32 from 0"""
     steps: int
-    decode: Any
+    decode: Callable[[Params, Array], Array]
     """`decode(params, z) -> [6, s, s, 3]` sRGB in [0, 1]"""
     name: str
     digest: str
