@@ -29,6 +29,7 @@ import parity_shap_e
 import parity_trellis
 import parity_zero123
 import parity_zero123plus
+from parity_zero123 import nchw, nhwc
 from rich.console import Console
 from rich.table import Table
 
@@ -57,16 +58,6 @@ class Check(NamedTuple):
 
 
 Checks = dict[str, Check]
-
-
-def nhwc(x: np.ndarray) -> jnp.ndarray:
-    """Channels last."""
-    return jnp.asarray(np.moveaxis(x, -3, -1))
-
-
-def nchw(x) -> np.ndarray:
-    """Channels first."""
-    return np.moveaxis(np.asarray(x), -1, -3)
 
 
 # Stable Diffusion.
